@@ -1,0 +1,13 @@
+#![doc = include_str!("../README.md")]
+
+pub mod delivery;
+pub mod envelope;
+pub mod ids;
+pub mod message;
+pub mod topology;
+pub mod values;
+pub mod wire_time;
+
+pub use delivery::{AttemptLedger, Failure, Suspect};
+pub use envelope::Envelope;
+pub use ids::{ImportId, TweetId, UserId};

@@ -1,0 +1,230 @@
+//! The broker's exchanges, queues and bindings, as data. Whoever starts first declares them; declaring again changes
+//! nothing.
+
+use std::{fmt::Write as _, time::Duration};
+
+/// Names of exchanges.
+pub mod exchange {
+    /// Follower imports.
+    pub const ADD_FOLLOWERS: &str = "add_followers";
+    /// Tweets to be fanned out.
+    pub const PUBLISH_TWEET: &str = "publish_tweet";
+    /// Feeds to be written.
+    pub const UPDATE_FEED: &str = "update_feed";
+    /// Notifications, by channel.
+    pub const SEND_NOTIFICATION: &str = "send_notification";
+    /// Messages that were set aside.
+    pub const DEAD_LETTER: &str = "dead_letter";
+}
+
+/// Names of queues.
+pub mod queue {
+    /// Follower imports.
+    pub const ADD_FOLLOWERS: &str = "add_followers";
+    /// Tweets to be fanned out.
+    pub const PUBLISH_TWEET: &str = "publish_tweet";
+    /// How many queues share the work of [`super::exchange::UPDATE_FEED`].
+    pub const UPDATE_FEED_COUNT: usize = 10;
+    /// Notifications by e-mail.
+    pub const SEND_NOTIFICATION_EMAIL: &str = "send_notification.email";
+    /// Notifications by SMS.
+    pub const SEND_NOTIFICATION_SMS: &str = "send_notification.sms";
+    /// Messages that were set aside.
+    pub const DEAD_LETTER: &str = "dead_letter";
+
+    /// The queues of [`super::exchange::UPDATE_FEED`] in sorted order. Zero-padded names, bound in this order, keep the
+    /// consistent-hash exchange's mapping as steady over restarts as it gets.
+    pub fn update_feed() -> Vec<String> {
+        (0..UPDATE_FEED_COUNT).map(|n| format!("update_feed.{n:02}")).collect()
+    }
+}
+
+/// Deliveries of one message after which the broker itself gives up. Far above the worker's own attempts, which decide:
+/// a crash loop counts against innocent neighbours too. Always explicit: 4.x silently takes 20, and -1 loses messages
+/// on 3.10.
+pub const DELIVERY_LIMIT: i32 = 1000;
+
+/// How an exchange routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExchangeKind {
+    /// By the exact routing key.
+    Direct,
+    /// To every bound queue.
+    Fanout,
+    /// By pattern.
+    Topic,
+    /// By the hash of the routing key; needs the plugin `rabbitmq_consistent_hash_exchange`.
+    ConsistentHash,
+}
+
+impl ExchangeKind {
+    /// The name that AMQP knows it by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+            Self::ConsistentHash => "x-consistent-hash",
+        }
+    }
+}
+
+/// A durable exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its name.
+    pub name: String,
+    /// How it routes.
+    pub kind: ExchangeKind,
+}
+
+/// What a quorum queue does with messages that it gives up or whose time is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Keep them until they're acknowledged; after [`DELIVERY_LIMIT`] deliveries to the exchange `dead_letter`, under
+    /// the queue's own name.
+    DeadLetter,
+    /// After this delay, to the queue that their routing key names.
+    ReturnAfter(Duration),
+    /// Keep them whatever happens.
+    Never,
+}
+
+/// A durable quorum queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Its name.
+    pub name: String,
+    /// Where its messages end.
+    pub expiry: Expiry,
+}
+
+/// A queue bound to an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The exchange.
+    pub exchange: String,
+    /// The queue.
+    pub queue: String,
+    /// The routing key; for a consistent-hash exchange the weight.
+    pub routing_key: String,
+}
+
+/// Everything to be declared, in the order in which it's declared: exchanges, queues, bindings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// The exchanges.
+    pub exchanges: Vec<Exchange>,
+    /// The queues.
+    pub queues: Vec<Queue>,
+    /// The bindings.
+    pub bindings: Vec<Binding>,
+}
+
+impl Topology {
+    /// The fleet's own, with one retry exchange and queue for each delay.
+    pub fn fleet(retry_delays: &[Duration]) -> Self {
+        let mut topology = Self::default();
+        topology.exchange(exchange::DEAD_LETTER, ExchangeKind::Fanout);
+        topology.queue(queue::DEAD_LETTER, Expiry::Never);
+        topology.bind(exchange::DEAD_LETTER, queue::DEAD_LETTER, "");
+        for delay in retry_delays {
+            let name = retry_name(*delay);
+            topology.exchange(&name, ExchangeKind::Fanout);
+            topology.queue(&name, Expiry::ReturnAfter(*delay));
+            topology.bind(&name, &name, "");
+        }
+        for (name, queue) in
+            [(exchange::ADD_FOLLOWERS, queue::ADD_FOLLOWERS), (exchange::PUBLISH_TWEET, queue::PUBLISH_TWEET)]
+        {
+            topology.exchange(name, ExchangeKind::Direct);
+            topology.queue(queue, Expiry::DeadLetter);
+            topology.bind(name, queue, name);
+        }
+        topology.exchange(exchange::UPDATE_FEED, ExchangeKind::ConsistentHash);
+        for name in queue::update_feed() {
+            topology.queue(&name, Expiry::DeadLetter);
+            topology.bind(exchange::UPDATE_FEED, &name, "1");
+        }
+        topology.exchange(exchange::SEND_NOTIFICATION, ExchangeKind::Topic);
+        for (queue, key) in [(queue::SEND_NOTIFICATION_EMAIL, "email"), (queue::SEND_NOTIFICATION_SMS, "phone")] {
+            topology.queue(queue, Expiry::DeadLetter);
+            topology.bind(exchange::SEND_NOTIFICATION, queue, key);
+        }
+        topology
+    }
+
+    fn exchange(&mut self, name: &str, kind: ExchangeKind) {
+        self.exchanges.push(Exchange { name: name.into(), kind });
+    }
+
+    fn queue(&mut self, name: &str, expiry: Expiry) {
+        self.queues.push(Queue { name: name.into(), expiry });
+    }
+
+    fn bind(&mut self, exchange: &str, queue: &str, routing_key: &str) {
+        self.bindings.push(Binding { exchange: exchange.into(), queue: queue.into(), routing_key: routing_key.into() });
+    }
+
+    /// The whole as a Markdown table, a line for each binding.
+    pub fn to_markdown(&self) -> String {
+        let mut text =
+            String::from("| exchange | type | routing key | queue | its messages end |\n|---|---|---|---|---|\n");
+        for binding in &self.bindings {
+            let exchange = self.exchanges.iter().find(|exchange| exchange.name == binding.exchange);
+            let queue = self.queues.iter().find(|queue| queue.name == binding.queue);
+            let (Some(exchange), Some(queue)) = (exchange, queue) else {
+                unreachable!("`bind` follows the declaration of both ends")
+            };
+            let end = match &queue.expiry {
+                Expiry::DeadLetter => format!("acknowledged, or in `{}`", exchange::DEAD_LETTER),
+                Expiry::ReturnAfter(delay) => {
+                    format!("after {} ms, in the queue that their routing key names", delay.as_millis())
+                }
+                Expiry::Never => "acknowledged".into(),
+            };
+            let key = match exchange.kind {
+                ExchangeKind::Fanout => "any".into(),
+                ExchangeKind::ConsistentHash => format!("hashed, weight {}", binding.routing_key),
+                ExchangeKind::Direct | ExchangeKind::Topic => format!("`{}`", binding.routing_key),
+            };
+            writeln!(text, "| `{}` | {} | {key} | `{}` | {end} |", exchange.name, exchange.kind.as_str(), queue.name)
+                .expect("writing to a string can't fail");
+        }
+        text
+    }
+}
+
+/// The name of the retry exchange (and its queue) with this delay: `retry.1s`, `retry.10m`, `retry.250ms`.
+pub fn retry_name(delay: Duration) -> String {
+    let ms = delay.as_millis();
+    match ms {
+        _ if ms > 0 && ms.is_multiple_of(60_000) => format!("retry.{}m", ms / 60_000),
+        _ if ms > 0 && ms.is_multiple_of(1000) => format!("retry.{}s", ms / 1000),
+        _ => format!("retry.{ms}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_exchanges_are_named_by_their_delay() {
+        let names = [1, 1000, 10_000, 60_000, 600_000, 90_000].map(|ms| retry_name(Duration::from_millis(ms)));
+        assert_eq!(names, ["retry.1ms", "retry.1s", "retry.10s", "retry.1m", "retry.10m", "retry.90s"]);
+    }
+
+    #[test]
+    fn hashed_queues_are_bound_in_sorted_order() {
+        let names = queue::update_feed();
+        assert!(names.is_sorted());
+        let bound: Vec<_> = Topology::fleet(&[])
+            .bindings
+            .into_iter()
+            .filter(|binding| binding.exchange == exchange::UPDATE_FEED)
+            .map(|binding| binding.queue)
+            .collect();
+        assert_eq!(bound, names);
+    }
+}

@@ -1,0 +1,78 @@
+//! Each wire message has a golden file: a change of shape breaks a test before it breaks a client.
+
+use chrono::DateTime;
+use domain::{
+    ImportId, TweetId, UserId,
+    message::*,
+    topology::Topology,
+    values::{Channel, Login, TweetText},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{fmt::Debug, fs, path::PathBuf, time::Duration};
+
+fn tweet() -> Tweet {
+    Tweet {
+        id: TweetId(7),
+        author: Login::parse("ann").unwrap(),
+        author_id: UserId(3),
+        text: TweetText::parse(&"longer than an SMS ".repeat(4)).unwrap(),
+        created_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+    }
+}
+
+fn range() -> FollowerRange {
+    FollowerRange { after: UserId(1000), upto: UserId(2000) }
+}
+
+fn golden<M: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, message: &M) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let text = serde_json::to_string_pretty(message).unwrap() + "\n";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let expected = fs::read_to_string(&path).expect("the golden file; UPDATE_GOLDEN=1 writes it");
+    assert_eq!(text, expected, "{name}: UPDATE_GOLDEN=1 accepts the new shape");
+    assert_eq!(&serde_json::from_str::<M>(&expected).unwrap(), message);
+}
+
+#[test]
+fn wire_messages_keep_their_shapes() {
+    let import =
+        AddFollowers { user_id: UserId(3), follower_login: "fan".into(), count: 5, import_id: Some(ImportId(9)) };
+    golden("add_followers.json", &import);
+    golden("add_followers.foreign.json", &AddFollowers { import_id: None, ..import });
+    golden("publish_tweet.json", &PublishTweet(tweet()));
+    golden("update_feed.json", &UpdateFeed { tweet: tweet(), follower_id: UserId(4) });
+    golden("update_feed.chunk.json", &UpdateFeedChunk { tweet: tweet(), followers: range() });
+    golden("send_notification.json", &SendNotification { user_id: UserId(4), text: "hello".into() });
+    for channel in Channel::ALL {
+        golden(
+            &format!("send_notification.chunk.{}.json", channel.as_str()),
+            &SendNotificationChunk::of(&tweet(), range(), channel),
+        );
+    }
+}
+
+#[test]
+fn a_message_with_a_text_too_long_is_refused_when_decoded() {
+    let mut json = serde_json::to_value(PublishTweet(tweet())).unwrap();
+    json["text"] = "x".repeat(141).into();
+    let error = serde_json::from_value::<PublishTweet>(json).unwrap_err().to_string();
+    assert!(error.contains("at most 140"), "{error}");
+}
+
+#[test]
+fn the_documented_topology_is_the_declared_one() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/topology.md");
+    let delays = [1, 10, 60, 600].map(Duration::from_secs);
+    let text = format!(
+        "# Topology\n\nWritten by a test of the crate `domain` from the data that the services declare \
+         (`UPDATE_GOLDEN=1 cargo test -p domain`).\nEvery queue is a durable quorum queue that refuses what it can't \
+         hold (`reject-publish`) instead of dropping it.\n\n{}",
+        Topology::fleet(&delays).to_markdown()
+    );
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).expect("docs/topology.md"), text, "UPDATE_GOLDEN=1 rewrites it");
+}
