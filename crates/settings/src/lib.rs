@@ -12,7 +12,7 @@ use config::{Config, ConfigError, ValueKind};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-pub use secret::SecretUrl;
+pub use secret::Secret;
 
 const DEFAULTS: &str = include_str!("../../../config/default.toml");
 const PREFIX: &str = "MURMURATION__";
