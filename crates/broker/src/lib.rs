@@ -1,1 +1,19 @@
 #![doc = include_str!("../README.md")]
+
+mod consumer;
+mod delivery;
+mod error;
+mod link;
+mod publisher;
+mod session;
+mod settings;
+mod topology;
+
+pub use consumer::{Acked, Batch, Consumer};
+pub use delivery::{Delivery, Ticket, header};
+pub use error::Error;
+pub use link::Link;
+pub use publisher::{PublishError, Publisher, Reason};
+pub use session::Session;
+pub use settings::Settings;
+pub use topology::{QueueDepth, declare, depths};
