@@ -1,0 +1,385 @@
+//! What happens in the fleet.
+//!
+//! Events of a batch log at `info` and events of a single message that went well at `debug`, so that the cost is per batch.
+//! No event has room for an e-mail address, a phone number or a tweet's text; whoever makes an `error` keeps them out of it.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use crate::Event;
+use crate::metrics::{self, millis};
+
+/// A worker's consumer has started.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerStarted<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// Messages that the broker sends ahead.
+    pub prefetch: u64,
+}
+
+impl Event for WorkerStarted<'_> {
+    fn emit(self) {
+        log::info!(queue = self.queue, prefetch = self.prefetch; "started consuming");
+    }
+}
+
+/// A worker's consumer has stopped, with nothing in hand.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerStopped<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// Messages handled since the start.
+    pub handled: u64,
+}
+
+impl Event for WorkerStopped<'_> {
+    fn emit(self) {
+        log::info!(queue = self.queue, handled = self.handled; "stopped consuming");
+    }
+}
+
+/// A batch has come in.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchReceived<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// Messages in the batch.
+    pub messages: u64,
+}
+
+impl Event for BatchReceived<'_> {
+    fn emit(self) {
+        log::debug!(queue = self.queue, messages = self.messages; "received a batch");
+        metrics::QUEUE_RECEIVED.add(self.queue, self.messages);
+        metrics::QUEUE_BATCH_SIZE.size(self.queue, self.messages);
+    }
+}
+
+/// A batch's effect is committed, what followed from it confirmed, and its messages acked.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchHandled<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// Messages handled: not those that were retried or dead-lettered.
+    pub messages: u64,
+    /// From the batch's being complete to the ack.
+    pub duration: Duration,
+    /// The age of the oldest message, where one says when it was published.
+    pub lag: Option<Duration>,
+}
+
+impl Event for BatchHandled<'_> {
+    fn emit(self) {
+        log::info!(
+            queue = self.queue, messages = self.messages, duration_ms = millis(self.duration),
+            lag_ms = self.lag.map(millis);
+            "handled a batch"
+        );
+        metrics::QUEUE_HANDLED.add(self.queue, self.messages);
+        metrics::QUEUE_HANDLING_MS.time(self.queue, self.duration);
+        if let Some(lag) = self.lag {
+            metrics::QUEUE_LAG_MS.time(self.queue, lag);
+        }
+        if let Some(n) = self.queue.strip_prefix("update_feed.").and_then(|n| n.parse::<u32>().ok()) {
+            metrics::UPDATE_FEED.add(&n.to_string(), self.messages);
+        }
+    }
+}
+
+/// One message was handled. At `debug`, and without a metric: [`BatchHandled`] counts it.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageHandled<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The message's id.
+    pub message_id: Option<&'a str>,
+    /// The correlation id of the request that it follows from.
+    pub correlation_id: Option<&'a str>,
+}
+
+impl Event for MessageHandled<'_> {
+    fn emit(self) {
+        log::debug!(
+            queue = self.queue, message_id = self.message_id, correlation_id = self.correlation_id;
+            "handled a message"
+        );
+    }
+}
+
+/// A message failed and will be tried again.
+#[derive(Clone, Copy)]
+pub struct MessageRetried<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The message's id.
+    pub message_id: Option<&'a str>,
+    /// The correlation id of the request that it follows from.
+    pub correlation_id: Option<&'a str>,
+    /// Attempts so far, from 1.
+    pub attempt: u32,
+    /// How long it waits.
+    pub delay: Duration,
+    /// Why it failed.
+    pub error: &'a dyn Display,
+}
+
+impl Event for MessageRetried<'_> {
+    fn emit(self) {
+        log::warn!(
+            queue = self.queue, message_id = self.message_id, correlation_id = self.correlation_id,
+            attempt = self.attempt, delay_ms = millis(self.delay), error:% = self.error;
+            "a message failed and waits for another attempt"
+        );
+        metrics::QUEUE_RETRIED.add(self.queue, 1);
+    }
+}
+
+/// A message was given up.
+#[derive(Clone, Copy)]
+pub struct MessageDeadLettered<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The message's id.
+    pub message_id: Option<&'a str>,
+    /// The correlation id of the request that it follows from.
+    pub correlation_id: Option<&'a str>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Why it was given up.
+    pub error: &'a dyn Display,
+}
+
+impl Event for MessageDeadLettered<'_> {
+    fn emit(self) {
+        log::error!(
+            queue = self.queue, message_id = self.message_id, correlation_id = self.correlation_id,
+            attempts = self.attempts, error:% = self.error;
+            "dead-lettered a message"
+        );
+        metrics::QUEUE_DEAD_LETTERED.add(self.queue, 1);
+    }
+}
+
+/// Messages came again after a consumer was lost with them: one of them may have ended it, so each runs alone.
+#[derive(Clone, Copy, Debug)]
+pub struct MessagesSuspected<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// Messages marked as redelivered.
+    pub messages: u64,
+}
+
+impl Event for MessagesSuspected<'_> {
+    fn emit(self) {
+        log::info!(queue = self.queue, messages = self.messages; "redelivered messages are handled one by one");
+    }
+}
+
+/// A handler ran past its time limit, so the process ends. Sends the metrics as well, since nothing else will.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimitExceeded<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The message's id, if it ran alone.
+    pub message_id: Option<&'a str>,
+    /// The correlation id of the request that it follows from.
+    pub correlation_id: Option<&'a str>,
+    /// The limit.
+    pub limit: Duration,
+}
+
+impl Event for TimeLimitExceeded<'_> {
+    fn emit(self) {
+        log::error!(
+            queue = self.queue, message_id = self.message_id, correlation_id = self.correlation_id,
+            limit_ms = millis(self.limit);
+            "a handler ran past its time limit; the process ends"
+        );
+        crate::flush();
+    }
+}
+
+/// The database can't be used for now.
+#[derive(Clone, Copy)]
+pub struct DatabaseUnavailable<'a> {
+    /// Why.
+    pub error: &'a dyn Display,
+    /// When it is tried again; `None` where the caller is told instead.
+    pub retry_in: Option<Duration>,
+}
+
+impl Event for DatabaseUnavailable<'_> {
+    fn emit(self) {
+        log::warn!(error:% = self.error, retry_in_ms = self.retry_in.map(millis); "the database is unavailable");
+        metrics::DATABASE_UNAVAILABLE.add("", 1);
+    }
+}
+
+/// The database answers again.
+#[derive(Clone, Copy, Debug)]
+pub struct DatabaseAvailable {
+    /// How long it was away.
+    pub after: Duration,
+}
+
+impl Event for DatabaseAvailable {
+    fn emit(self) {
+        log::info!(after_ms = millis(self.after); "the database is available again");
+    }
+}
+
+/// A connection to the broker was made.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerConnected<'a> {
+    /// What it is for: `publish`, `consume`.
+    pub purpose: &'a str,
+    /// Whether there was one before.
+    pub again: bool,
+}
+
+impl Event for BrokerConnected<'_> {
+    fn emit(self) {
+        log::info!(purpose = self.purpose, again = self.again; "connected to the broker");
+        metrics::BROKER_RECONNECTED.add("", u64::from(self.again));
+    }
+}
+
+/// A connection to the broker was lost, or couldn't be made.
+#[derive(Clone, Copy)]
+pub struct BrokerLost<'a> {
+    /// What it is for: `publish`, `consume`.
+    pub purpose: &'a str,
+    /// Why.
+    pub error: &'a dyn Display,
+    /// When it is tried again.
+    pub retry_in: Duration,
+}
+
+impl Event for BrokerLost<'_> {
+    fn emit(self) {
+        log::warn!(
+            purpose = self.purpose, error:% = self.error, retry_in_ms = millis(self.retry_in);
+            "no connection to the broker"
+        );
+    }
+}
+
+/// The broker has blocked a connection, being short of memory or disk.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerBlocked<'a> {
+    /// The broker's reason.
+    pub reason: &'a str,
+}
+
+impl Event for BrokerBlocked<'_> {
+    fn emit(self) {
+        log::warn!(reason = self.reason; "the broker accepts nothing for now");
+        metrics::BROKER_BLOCKED.add("", 1);
+    }
+}
+
+/// The broker accepts messages again.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerUnblocked;
+
+impl Event for BrokerUnblocked {
+    fn emit(self) {
+        log::info!("the broker accepts messages again");
+    }
+}
+
+/// The gateway has answered a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestServed<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The route's template, `/api/v1/user/{id}`: never the path or the query string, which may hold personal data.
+    pub route: &'a str,
+    /// The answer's status.
+    pub status: u16,
+    /// From the request to its answer.
+    pub duration: Duration,
+    /// The request's correlation id.
+    pub correlation_id: &'a str,
+}
+
+impl Event for RequestServed<'_> {
+    fn emit(self) {
+        log::info!(
+            method = self.method, route = self.route, status = self.status, duration_ms = millis(self.duration),
+            correlation_id = self.correlation_id;
+            "answered a request"
+        );
+        metrics::HTTP_REQUESTS.add(&format!("{}xx", self.status / 100), 1);
+        metrics::HTTP_DURATION_MS.time("", self.duration);
+    }
+}
+
+/// Outbox rows were published, confirmed and deleted.
+#[derive(Clone, Copy, Debug)]
+pub struct OutboxRelayed {
+    /// How many.
+    pub messages: u64,
+    /// From taking the rows to the commit.
+    pub duration: Duration,
+    /// The age of the oldest row.
+    pub lag: Duration,
+}
+
+impl Event for OutboxRelayed {
+    fn emit(self) {
+        log::info!(
+            messages = self.messages, duration_ms = millis(self.duration), lag_ms = millis(self.lag);
+            "relayed outbox rows"
+        );
+        metrics::OUTBOX_RELAYED.add("", self.messages);
+        metrics::OUTBOX_BATCH_SIZE.size("", self.messages);
+        metrics::OUTBOX_LAG_MS.time("", self.lag);
+    }
+}
+
+/// One step of a follower import was committed.
+#[derive(Clone, Copy)]
+pub struct ImportProgressed<'a> {
+    /// The import.
+    pub import_id: &'a dyn Display,
+    /// The correlation id of the request that asked for it.
+    pub correlation_id: Option<&'a str>,
+    /// Followers asked for in all.
+    pub requested: u64,
+    /// Followers done in all, created or skipped.
+    pub done: u64,
+    /// Users that this step created.
+    pub created: u64,
+    /// Logins that this step found taken.
+    pub skipped: u64,
+}
+
+impl Event for ImportProgressed<'_> {
+    fn emit(self) {
+        log::info!(
+            import_id:% = self.import_id, correlation_id = self.correlation_id, requested = self.requested,
+            done = self.done, created = self.created, skipped = self.skipped;
+            "imported followers"
+        );
+        metrics::IMPORT_CREATED.add("", self.created);
+        metrics::IMPORT_SKIPPED.add("", self.skipped);
+    }
+}
+
+/// A sweep has removed feed rows that no reader could see any more.
+#[derive(Clone, Copy, Debug)]
+pub struct SweepDone {
+    /// Rows removed.
+    pub removed: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl Event for SweepDone {
+    fn emit(self) {
+        log::info!(removed = self.removed, duration_ms = millis(self.duration); "swept feed rows");
+        metrics::SWEEP_REMOVED.add("", self.removed);
+    }
+}
