@@ -1,13 +1,78 @@
-.DEFAULT_GOAL := help
-.PHONY: help servers stop
+# What a person or a CI machine types. `make` lists it.
 
-help: ## Show this list
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+# How many processes of each service, where not one: make run WORKERS="feed-updater=4 email-notifier=2"
+export WORKERS
+
+# Runs the rest of a recipe's line with the addresses of the local servers.
+with_env := set -a && . .local/env && set +a &&
+
+.PHONY: help
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-servers: ## Start the private PostgreSQL and RabbitMQ (installing what is missing); .local/env says where they are
+.PHONY: demo
+demo: run ## Install what is missing, start everything, drive it over HTTP, and check what comes out
+	@deploy/local/demo
+	@echo
+	@echo "The fleet is still running:  make status    to stop it:  make stop"
+
+.PHONY: run
+run: build ## Start the fleet, or scale it with WORKERS="feed-updater=4"; it stays up
+	@deploy/local/install build run
+	@deploy/local/fleet up
+
+.PHONY: stop
+stop: ## Stop the fleet and its servers; data and logs stay in .local
+	@deploy/local/fleet down
+	@deploy/local/servers down
+
+.PHONY: status
+status: ## Show what runs, and whether it is ready
+	@deploy/local/servers status; deploy/local/fleet status; true
+
+.PHONY: servers
+servers: ## Start PostgreSQL and RabbitMQ alone; .local/env says where they are
 	@deploy/local/install run
 	@deploy/local/servers up
 	@deploy/local/servers status
 
-stop: ## Stop everything
-	@deploy/local/servers down
+.PHONY: build
+build: ## Build the binaries (release)
+	@deploy/local/install build
+	cargo build --release --workspace --bins --locked
+
+# The servers stay for the next run; a CI machine is left as it was.
+.PHONY: test
+test: ## Run every test, against the real servers
+	@deploy/local/install build run
+	@if [ -n "$$CI" ] && ! deploy/local/servers status >/dev/null; then trap 'deploy/local/servers down' EXIT; fi; \
+	set -ex; \
+	deploy/local/servers up; \
+	$(with_env) cargo build --workspace --bins --locked; \
+	cargo test --workspace --locked
+
+.PHONY: lint
+lint: ## Check formatting, lints, dependency directions, the schema and the scripts
+	@deploy/local/install build lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	deploy/local/dependency-check
+	shellcheck -x $$(grep -rlE '^#!.*[ /](ba)?sh$$' .ci deploy)
+	@if [ -x deploy/local/schema-check ]; then echo deploy/local/schema-check; deploy/local/schema-check; fi
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt --all
+
+.PHONY: bench
+bench: run ## Measure the fan-out; a table and JSON under target/bench
+	@$(with_env) target/release/fleetctl bench fanout
+
+.PHONY: clean-local
+clean-local: stop ## Stop everything and remove its data, logs and settings
+	@deploy/local/servers remove
