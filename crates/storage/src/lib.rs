@@ -1,1 +1,33 @@
 #![doc = include_str!("../README.md")]
+
+pub mod attempts;
+pub mod audit;
+pub mod avatars;
+pub mod dead_letters;
+mod error;
+pub mod feeds;
+pub mod imports;
+mod locks;
+pub mod migrations;
+pub mod notifications;
+pub mod outbox;
+mod pool;
+mod schema;
+mod socket;
+pub mod subscriptions;
+pub mod tweets;
+pub mod users;
+
+pub use diesel::PgConnection;
+pub use error::Error;
+pub use pool::{Connection, Database, Settings};
+
+/// What queries answer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The answer of a `SELECT count(*) AS n`.
+#[derive(diesel::QueryableByName)]
+struct Count {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    n: i64,
+}

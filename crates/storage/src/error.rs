@@ -1,0 +1,50 @@
+use diesel::result::{DatabaseErrorKind, Error as Diesel};
+use domain::Failure;
+
+/// Why a query didn't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database is away, or went away during the call: whether a commit took place is unknown.
+    #[error("the database is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Another transaction came first: the same again may pass. [`crate::Database::transaction`] tries that.
+    #[error("another transaction came first")]
+    Contention(#[source] Diesel),
+    /// There is no such row; says of what kind.
+    #[error("unknown {0}")]
+    NotFound(&'static str),
+    /// The value is somebody else's already; says which field.
+    #[error("the {0} is taken")]
+    Taken(&'static str),
+    /// The row isn't in the state that this needs; says why.
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// Anything else that the database refused.
+    #[error("the query failed")]
+    Query(#[source] Diesel),
+}
+
+impl From<Diesel> for Error {
+    fn from(error: Diesel) -> Self {
+        match error {
+            Diesel::DatabaseError(DatabaseErrorKind::ClosedConnection, _) => Self::Unavailable(error.into()),
+            Diesel::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Contention(error),
+            // diesel has no kind for SQLSTATE 40P01 and hides the code, so the server must speak English (`lc_messages`).
+            Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info) if info.message() == "deadlock detected" => {
+                Self::Contention(error)
+            }
+            Diesel::BrokenTransactionManager => Self::Unavailable(error.into()),
+            _ => Self::Query(error),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Unavailable(_) => Self::Unavailable(error.into()),
+            Error::NotFound(_) | Error::Taken(_) | Error::Conflict(_) => Self::Permanent(error.into()),
+            Error::Contention(_) | Error::Query(_) => Self::Transient(error.into()),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Advisory locks, all in one place so that their keys can't collide: authors' locks use the author's id (positive).
+
+use crate::Result;
+use diesel::{PgConnection, RunQueryDsl, sql_query, sql_types::BigInt};
+use domain::UserId;
+
+/// Held to the end of the transaction by whoever posts for `author`: alone, so that every follower is either in the
+/// fan-out's view or finds the tweet when following.
+pub(crate) fn author_for_posting(conn: &mut PgConnection, author: UserId) -> Result<()> {
+    sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(author.0).execute(conn)?;
+    Ok(())
+}
+
+/// Held to the end of the transaction by whoever changes who follows `author`: side by side with others of its kind.
+pub(crate) fn author_for_following(conn: &mut PgConnection, author: UserId) -> Result<()> {
+    sql_query("SELECT pg_advisory_xact_lock_shared($1)").bind::<BigInt, _>(author.0).execute(conn)?;
+    Ok(())
+}

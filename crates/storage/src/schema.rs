@@ -1,0 +1,183 @@
+// @generated automatically by Diesel CLI.
+
+diesel::table! {
+    attempt (queue, message_id) {
+        queue -> Text,
+        message_id -> Text,
+        attempts -> Int4,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    avatar (user_id) {
+        user_id -> Int8,
+        content_type -> Text,
+        image -> Bytea,
+    }
+}
+
+diesel::table! {
+    dead_letter (id) {
+        id -> Int8,
+        dedup_key -> Text,
+        queue -> Text,
+        message_id -> Nullable<Text>,
+        kind -> Nullable<Text>,
+        correlation_id -> Nullable<Text>,
+        exchange -> Text,
+        routing_key -> Text,
+        headers -> Jsonb,
+        error -> Text,
+        attempts -> Int4,
+        body -> Bytea,
+        failed_at -> Timestamptz,
+        recorded_at -> Timestamptz,
+        state -> Text,
+        settled_at -> Nullable<Timestamptz>,
+        settled_by -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    email_notification (user_id, source, source_id) {
+        user_id -> Int8,
+        source -> Text,
+        source_id -> Text,
+        email -> Text,
+        text -> Text,
+        state -> Text,
+        attempts -> Int2,
+        next_attempt_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    feed_entry (reader_id, tweet_id) {
+        reader_id -> Int8,
+        tweet_id -> Int8,
+    }
+}
+
+diesel::table! {
+    feed_garbage (id) {
+        id -> Int8,
+        author_id -> Int8,
+        tweet_id -> Nullable<Int8>,
+        follower_id -> Nullable<Int8>,
+        due_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    follower_import (id) {
+        id -> Int8,
+        request_key -> Text,
+        author_id -> Int8,
+        prefix -> Text,
+        requested -> Int4,
+        next_index -> Int4,
+        created -> Int4,
+        skipped -> Int4,
+        state -> Text,
+        error -> Nullable<Text>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    former_subscription (author_id, follower_id, created_at) {
+        author_id -> Int8,
+        follower_id -> Int8,
+        since_tweet_id -> Int8,
+        created_at -> Timestamptz,
+        ended_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    outbox (id) {
+        id -> Int8,
+        exchange -> Text,
+        routing_key -> Text,
+        kind -> Nullable<Text>,
+        message_id -> Text,
+        correlation_id -> Nullable<Text>,
+        headers -> Jsonb,
+        body -> Bytea,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sms_notification (user_id, source, source_id) {
+        user_id -> Int8,
+        source -> Text,
+        source_id -> Text,
+        phone -> Text,
+        text -> Text,
+        state -> Text,
+        attempts -> Int2,
+        next_attempt_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    subscription (author_id, follower_id) {
+        author_id -> Int8,
+        follower_id -> Int8,
+        since_tweet_id -> Int8,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    tweet (id) {
+        id -> Int8,
+        author_id -> Int8,
+        text -> Text,
+        created_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    user (id) {
+        id -> Int8,
+        login -> Text,
+        channel -> Text,
+        email -> Nullable<Text>,
+        phone -> Nullable<Text>,
+        password_hash -> Nullable<Text>,
+        age -> Nullable<Int2>,
+        is_active -> Bool,
+        roles -> Jsonb,
+        avatar_link -> Nullable<Text>,
+        import_id -> Nullable<Int8>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::joinable!(avatar -> user (user_id));
+diesel::joinable!(tweet -> user (author_id));
+
+diesel::allow_tables_to_appear_in_same_query!(
+    attempt,
+    avatar,
+    dead_letter,
+    email_notification,
+    feed_entry,
+    feed_garbage,
+    follower_import,
+    former_subscription,
+    outbox,
+    sms_notification,
+    subscription,
+    tweet,
+    user,
+);

@@ -1,0 +1,187 @@
+//! Table `user`.
+
+use crate::{Error, Result, schema::user};
+use chrono::{DateTime, Utc};
+use diesel::{
+    PgConnection,
+    dsl::{exists, select},
+    prelude::*,
+    result::{DatabaseErrorKind, Error as Diesel},
+    sql_query,
+    sql_types::{Array, BigInt},
+};
+use domain::{
+    UserId,
+    values::{Contact, Login},
+};
+
+/// A user who isn't deleted. Its debug output holds no personal data.
+#[derive(Clone, Queryable, Selectable)]
+#[diesel(table_name = user, check_for_backend(diesel::pg::Pg))]
+pub struct User {
+    /// The id.
+    #[diesel(deserialize_as = i64)]
+    pub id: UserId,
+    /// The login.
+    pub login: String,
+    /// Where notifications go, if by e-mail.
+    pub email: Option<String>,
+    /// Where notifications go, if by SMS.
+    pub phone: Option<String>,
+    /// In years.
+    pub age: Option<i16>,
+    /// As the client set it; nothing follows from it.
+    pub is_active: bool,
+    /// A JSON array of strings.
+    pub roles: serde_json::Value,
+    /// Path of the avatar at the gateway.
+    pub avatar_link: Option<String>,
+    /// When the user was made.
+    pub created_at: DateTime<Utc>,
+    /// When the row last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A user to be made.
+pub struct NewUser<'a> {
+    /// The login, not yet taken.
+    pub login: &'a Login,
+    /// Where notifications go.
+    pub contact: &'a Contact,
+    /// The password's argon2id hash in PHC form; without one the user can't log in.
+    pub password_hash: Option<&'a str>,
+    /// In years.
+    pub age: Option<i16>,
+    /// As the client says.
+    pub is_active: bool,
+    /// Names of roles.
+    pub roles: &'a [String],
+}
+
+/// Makes a user.
+///
+/// # Errors
+/// [`Error::Taken`] when somebody has the login.
+pub fn create(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User> {
+    let (email, phone) = match new.contact {
+        Contact::Email(email) => (Some(email.as_str()), None),
+        Contact::Phone(phone) => (None, Some(phone.as_str())),
+    };
+    diesel::insert_into(user::table)
+        .values((
+            user::login.eq(new.login.as_str()),
+            user::channel.eq(new.contact.channel().as_str()),
+            user::email.eq(email),
+            user::phone.eq(phone),
+            user::password_hash.eq(new.password_hash),
+            user::age.eq(new.age),
+            user::is_active.eq(new.is_active),
+            user::roles.eq(serde_json::json!(new.roles)),
+        ))
+        .returning(User::as_returning())
+        .get_result(conn)
+        .map_err(taken)
+}
+
+fn taken(error: Diesel) -> Error {
+    match error {
+        Diesel::DatabaseError(DatabaseErrorKind::UniqueViolation, ref info)
+            if info.constraint_name() == Some("user_login_key") =>
+        {
+            Error::Taken("login")
+        }
+        error => error.into(),
+    }
+}
+
+fn found(changed: usize) -> Result<()> {
+    if changed == 0 { Err(Error::NotFound("user")) } else { Ok(()) }
+}
+
+/// The user with this id.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub fn by_id(conn: &mut PgConnection, id: UserId) -> Result<User> {
+    user::table
+        .filter(user::id.eq(id.0).and(user::deleted_at.is_null()))
+        .select(User::as_select())
+        .first(conn)
+        .optional()?
+        .ok_or(Error::NotFound("user"))
+}
+
+/// The user with this login.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub fn by_login(conn: &mut PgConnection, login: &str) -> Result<User> {
+    user::table
+        .filter(user::login.eq(login).and(user::deleted_at.is_null()))
+        .select(User::as_select())
+        .first(conn)
+        .optional()?
+        .ok_or(Error::NotFound("user"))
+}
+
+/// Users in order of their ids, `limit` of them after `offset`.
+///
+/// # Errors
+/// The database's.
+pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<User>> {
+    Ok(user::table
+        .filter(user::deleted_at.is_null())
+        .order(user::id)
+        .offset(offset)
+        .limit(limit)
+        .select(User::as_select())
+        .load(conn)?)
+}
+
+/// Whether the user is there and not deleted.
+///
+/// # Errors
+/// [`Error::NotFound`] when not.
+pub fn require(conn: &mut PgConnection, id: UserId) -> Result<()> {
+    let there = select(exists(user::table.filter(user::id.eq(id.0).and(user::deleted_at.is_null()))))
+        .get_result::<bool>(conn)?;
+    found(there.into())
+}
+
+/// Whether every one of these users has ever been made; deleted ones count.
+///
+/// # Errors
+/// [`Error::NotFound`] when one hasn't.
+pub fn require_known(conn: &mut PgConnection, ids: &[UserId]) -> Result<()> {
+    let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+    let unknown = sql_query(
+        r#"SELECT count(*) AS n FROM unnest($1) AS wanted (id)
+           WHERE NOT EXISTS (SELECT FROM "user" u WHERE u.id = wanted.id)"#,
+    )
+    .bind::<Array<BigInt>, _>(ids)
+    .get_result::<crate::Count>(conn)?;
+    if unknown.n == 0 { Ok(()) } else { Err(Error::NotFound("user")) }
+}
+
+/// Changes the login.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Taken`].
+pub fn rename(conn: &mut PgConnection, id: UserId, login: &Login) -> Result<()> {
+    let changed = diesel::update(user::table.filter(user::id.eq(id.0).and(user::deleted_at.is_null())))
+        .set((user::login.eq(login.as_str()), user::updated_at.eq(diesel::dsl::now)))
+        .execute(conn)
+        .map_err(taken)?;
+    found(changed)
+}
+
+/// Marks the user as deleted. The login is free again, the tweets leave every feed, notifications stop.
+///
+/// # Errors
+/// [`Error::NotFound`], also when it's deleted already.
+pub fn delete(conn: &mut PgConnection, id: UserId) -> Result<()> {
+    let changed = diesel::update(user::table.filter(user::id.eq(id.0).and(user::deleted_at.is_null())))
+        .set(user::deleted_at.eq(diesel::dsl::now))
+        .execute(conn)?;
+    found(changed)
+}

@@ -1,0 +1,10 @@
+DROP TABLE sms_notification;
+DROP TABLE email_notification;
+DROP TABLE feed_garbage;
+DROP TABLE feed_entry;
+DROP TABLE tweet;
+DROP TABLE former_subscription;
+DROP TABLE subscription;
+DROP TABLE avatar;
+DROP TABLE "user";
+DROP TABLE follower_import;

@@ -1,0 +1,3 @@
+DROP TABLE dead_letter;
+DROP TABLE attempt;
+DROP TABLE outbox;
