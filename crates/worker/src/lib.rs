@@ -1,1 +1,18 @@
 #![doc = include_str!("../README.md")]
+
+mod cli;
+mod decode;
+mod handler;
+pub mod header;
+pub mod health;
+mod pulse;
+mod settings;
+mod stop;
+mod worker;
+
+pub use cli::main;
+pub use decode::{json, kind};
+pub use handler::{BatchHandler, Item, Outgoing, Received, Step};
+pub use settings::{Consuming, HealthSettings, Settings};
+pub use stop::Stop;
+pub use worker::Worker;
