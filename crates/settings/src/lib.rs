@@ -50,7 +50,7 @@ pub struct Error {
     pub problem: Problem,
 }
 
-/// What is wrong with the settings. No variant holds a value of text.
+/// What is wrong with the settings. No variant holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// The file of the environment named by `MURMURATION_ENVIRONMENT`, or its folder, isn't there or can't be read.
@@ -295,7 +295,7 @@ fn same_type(known: &Value, value: &Value) -> bool {
 fn type_name(value: &Value) -> String {
     match value {
         Value::Array(values) => match values.first() {
-            Some(first) => format!("a list of type {}", first.type_str()),
+            Some(first) => format!("a list of {}s", first.type_str()),
             None => "a list".to_owned(),
         },
         value => format!("of type {}", value.type_str()),

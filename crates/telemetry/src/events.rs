@@ -311,7 +311,14 @@ impl Event for RequestServed<'_> {
             correlation_id = self.correlation_id;
             "answered a request"
         );
-        metrics::HTTP_REQUESTS.add(&format!("{}xx", self.status / 100), 1);
+        let class = match self.status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        metrics::HTTP_REQUESTS.add(class, 1);
         metrics::HTTP_DURATION_MS.time("", self.duration);
     }
 }
