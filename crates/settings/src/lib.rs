@@ -104,16 +104,18 @@ pub enum Problem {
         /// The file that can set it.
         path: PathBuf,
     },
-    /// The value has the right type, and the library that it is for refuses it.
-    #[error("`{key}` in {origin}: {reason}")]
+    /// The values have the right types, and the library that they are for refuses them.
+    #[error("{}: {reason}", list(settings))]
     Invalid {
-        /// The key.
-        key: String,
-        /// Where it was set.
-        origin: Origin,
+        /// The refused key and where it was set. If only its section is known, all that were set there.
+        settings: Vec<(String, Origin)>,
         /// Why it was refused.
         reason: String,
     },
+}
+
+fn list(settings: &[(String, Origin)]) -> String {
+    settings.iter().map(|(key, origin)| format!("`{key}` in {origin}")).collect::<Vec<_>>().join(" or ")
 }
 
 /// Where a value was set.
@@ -218,17 +220,24 @@ impl Layers {
             ConfigError::NotFound(key) => (key, "there is no such setting, but the service asks for it".to_owned()),
             other => (String::new(), other.to_string()),
         };
-        let setting = self.values.get(key.split('[').next().unwrap_or_default());
-        match setting {
+        match self.values.get(key.split('[').next().unwrap_or_default()) {
             Some((Value::String(text), Origin::Default)) if text.is_empty() => Problem::Missing {
                 variable: format!("{PREFIX}{}", key.to_uppercase().replace('.', "__")),
                 path: self.path.clone(),
                 key,
             },
-            _ => {
-                Problem::Invalid { key, origin: setting.map_or(Origin::Default, |(_, origin)| origin.clone()), reason }
-            }
+            Some((_, origin)) => Problem::Invalid { settings: vec![(key, origin.clone())], reason },
+            None => Problem::Invalid { settings: self.set_in(&key), reason },
         }
+    }
+
+    /// What was set in a section. A struct that is flattened into its section's loses the name of the refused key.
+    fn set_in(&self, section: &str) -> Vec<(String, Origin)> {
+        let prefix = format!("{section}.");
+        let set =
+            self.values.iter().filter(|(key, (_, origin))| key.starts_with(&prefix) && *origin != Origin::Default);
+        let set: Vec<_> = set.map(|(key, (_, origin))| (key.clone(), origin.clone())).collect();
+        if set.is_empty() { vec![(section.to_owned(), Origin::Default)] } else { set }
     }
 }
 

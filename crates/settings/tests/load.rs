@@ -216,6 +216,37 @@ fn a_number_out_of_range_is_an_error_that_names_the_key_and_its_origin() {
 }
 
 #[test]
+fn a_number_out_of_range_in_a_flattened_struct_is_one_of_those_that_were_set_in_its_section() {
+    #[derive(Debug, Deserialize)]
+    struct Updater {
+        #[expect(dead_code)]
+        feed_updater: Section,
+    }
+    #[derive(Debug, Deserialize)]
+    struct Section {
+        #[expect(dead_code)]
+        #[serde(flatten)]
+        consuming: Consuming,
+    }
+    #[derive(Debug, Deserialize)]
+    struct Consuming {
+        #[expect(dead_code)]
+        prefetch: u16,
+    }
+    let fixture = Fixture::new()
+        .file("local.toml", "[feed_updater]\nbatch = 2\n[feed_fanout]\nbatch = 3")
+        .variable("MURMURATION__FEED_UPDATER__PREFETCH", "70000");
+    assert_eq!(
+        fixture.refused::<Updater>(),
+        format!(
+            "`feed_updater.batch` in {} or `feed_updater.prefetch` in the environment variable \
+             MURMURATION__FEED_UPDATER__PREFETCH: invalid value: integer `70000`, expected u16",
+            fixture.path("local.toml")
+        )
+    );
+}
+
+#[test]
 fn a_variable_holds_a_list_with_or_without_brackets() {
     for (text, delays) in
         [("1,2", &[1, 2][..]), (" 10 , 20 ", &[10, 20]), ("[1, 2,]", &[1, 2]), ("5", &[5]), ("", &[]), ("[]", &[])]

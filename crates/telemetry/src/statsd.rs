@@ -90,3 +90,27 @@ impl ToSocketAddrs for Server {
         Ok(addresses.into_iter())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{client, start};
+    use crate::Error;
+
+    #[test]
+    fn an_address_without_a_port_is_refused() {
+        for address in ["localhost", "localhost:", "localhost:statsd", "localhost:70000", "::"] {
+            assert!(matches!(start(address, "m"), Err(Error::Statsd(refused)) if refused == address), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_resolved_is_no_error_and_gets_nothing() {
+        assert!(start("statsd.invalid:8125", "m").unwrap().is_some());
+        assert!(client().is_none());
+    }
+
+    #[test]
+    fn without_a_server_nothing_runs() {
+        assert!(start("", "m").unwrap().is_none());
+    }
+}
