@@ -1,8 +1,12 @@
-//! Advisory locks, all in one place so that their keys can't collide: authors' locks use the author's id (positive).
+//! Advisory locks, all in one place so that their keys can't collide: authors' locks use the author's id (positive), all
+//! others a negative number.
 
 use crate::Result;
 use diesel::{PgConnection, RunQueryDsl, sql_query, sql_types::BigInt};
 use domain::UserId;
+
+/// Held by the session that changes the schema.
+pub(crate) const MIGRATIONS: i64 = -1;
 
 /// Held to the end of the transaction by whoever posts for `author`: alone, so that every follower is either in the
 /// fan-out's view or finds the tweet when following.

@@ -1,6 +1,6 @@
 //! The schema's versions, built into the binary.
 
-use crate::{Error, Result};
+use crate::{Error, Result, admin, locks};
 use diesel::PgConnection;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
@@ -11,7 +11,9 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 /// # Errors
 /// The database's, with the migration that failed; the earlier ones stay.
 pub fn run(conn: &mut PgConnection) -> Result<Vec<String>> {
-    alone(conn, |conn| conn.run_pending_migrations(MIGRATIONS).map(|versions| names(&versions)))
+    admin::alone(conn, locks::MIGRATIONS, |conn| {
+        conn.run_pending_migrations(MIGRATIONS).map(|versions| names(&versions)).map_err(migration_error)
+    })
 }
 
 /// Undoes every migration, the newest first, and names them: all data is gone.
@@ -19,7 +21,9 @@ pub fn run(conn: &mut PgConnection) -> Result<Vec<String>> {
 /// # Errors
 /// The database's.
 pub fn revert_all(conn: &mut PgConnection) -> Result<Vec<String>> {
-    alone(conn, |conn| conn.revert_all_migrations(MIGRATIONS).map(|versions| names(&versions)))
+    admin::alone(conn, locks::MIGRATIONS, |conn| {
+        conn.revert_all_migrations(MIGRATIONS).map(|versions| names(&versions)).map_err(migration_error)
+    })
 }
 
 /// Whether the database lacks migrations that this binary knows.
@@ -32,18 +36,6 @@ pub fn are_pending(conn: &mut PgConnection) -> Result<bool> {
 
 fn names(versions: &[diesel::migration::MigrationVersion<'_>]) -> Vec<String> {
     versions.iter().map(ToString::to_string).collect()
-}
-
-fn alone<T>(
-    conn: &mut PgConnection,
-    work: impl FnOnce(&mut PgConnection) -> diesel::migration::Result<T>,
-) -> Result<T> {
-    use diesel::{RunQueryDsl, sql_query};
-    const KEY: i64 = -1;
-    sql_query(format!("SELECT pg_advisory_lock({KEY})")).execute(conn)?;
-    let result = work(conn).map_err(migration_error);
-    sql_query(format!("SELECT pg_advisory_unlock({KEY})")).execute(conn)?;
-    result
 }
 
 fn migration_error(error: Box<dyn std::error::Error + Send + Sync>) -> Error {

@@ -1,0 +1,66 @@
+//! Whole databases, for tests and benchmarks: each works in one of its own.
+
+use crate::Result;
+use diesel::{PgConnection, RunQueryDsl, sql_query};
+
+/// A name that needs no thought about quoting.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Makes a database, empty or as a copy of `template`, to which nobody may be connected meanwhile.
+///
+/// # Errors
+/// The database's, such as that the name is in use.
+pub fn create_database(conn: &mut PgConnection, name: &str, template: Option<&str>) -> Result<()> {
+    let template = template.map(|template| format!(" TEMPLATE {}", quoted(template))).unwrap_or_default();
+    sql_query(format!("CREATE DATABASE {}{template}", quoted(name))).execute(conn)?;
+    Ok(())
+}
+
+/// Drops a database, if it's there, and ends every session in it.
+///
+/// # Errors
+/// The database's.
+pub fn drop_database(conn: &mut PgConnection, name: &str) -> Result<()> {
+    sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).execute(conn)?;
+    Ok(())
+}
+
+/// Whether there is a database of this name.
+///
+/// # Errors
+/// The database's.
+pub fn has_database(conn: &mut PgConnection, name: &str) -> Result<bool> {
+    let count = sql_query("SELECT count(*) AS n FROM pg_database WHERE datname = $1")
+        .bind::<diesel::sql_types::Text, _>(name)
+        .get_result::<crate::Count>(conn)?;
+    Ok(count.n > 0)
+}
+
+/// Runs `work` while no other session does so under the same key, in whichever process.
+///
+/// # Errors
+/// Those of `work`.
+pub fn alone<T>(conn: &mut PgConnection, key: i64, work: impl FnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
+    sql_query(format!("SELECT pg_advisory_lock({key})")).execute(conn)?;
+    let result = work(conn);
+    sql_query(format!("SELECT pg_advisory_unlock({key})")).execute(conn)?;
+    result
+}
+
+/// Runs SQL as it stands, and answers how many rows it touched: for tests, which plant what no function would.
+///
+/// # Errors
+/// The database's.
+pub fn execute(conn: &mut PgConnection, sql: &str) -> Result<usize> {
+    Ok(sql_query(sql).execute(conn)?)
+}
+
+/// The one number that a query answers under the name `n`, for tests.
+///
+/// # Errors
+/// The database's.
+pub fn count(conn: &mut PgConnection, sql: &str) -> Result<i64> {
+    Ok(sql_query(sql).get_result::<crate::Count>(conn)?.n)
+}
