@@ -1,0 +1,153 @@
+//! The pool while the database is frozen or away. A relay of TCP stands between: what it stops, the server's kernel
+//! goes on acknowledging, as with a frozen server.
+
+use settings::Secret;
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use storage::{Database, Error};
+use test_support::{TestDatabase, eventually};
+
+/// Hands bytes to and fro until it's frozen, or cut.
+struct Relay {
+    port: u16,
+    frozen: Arc<AtomicBool>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    fn to(target: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (frozen, streams) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (seen, kept) = (frozen.clone(), streams.clone());
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let Ok(server) = TcpStream::connect(&target) else { return };
+                for stream in [&client, &server] {
+                    stream.set_nodelay(true).unwrap();
+                    kept.lock().unwrap().push(stream.try_clone().unwrap());
+                }
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server.try_clone().unwrap(), client.try_clone().unwrap()),
+                ] {
+                    let frozen = seen.clone();
+                    thread::spawn(move || {
+                        let mut buffer = [0; 16384];
+                        while let Ok(count @ 1..) = from.read(&mut buffer) {
+                            while frozen.load(Ordering::Acquire) {
+                                thread::sleep(Duration::from_millis(1));
+                            }
+                            if to.write_all(&buffer[..count]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { port, frozen, streams }
+    }
+
+    fn cut(&self) {
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn through(db: &TestDatabase, relay: &Relay) -> Database {
+    let mut settings = db.settings();
+    let (head, tail) = db.url().split_once("@127.0.0.1:").expect("a server on loopback");
+    let path = tail.split_once('/').unwrap().1;
+    settings.url = Secret::from(format!("{head}@127.0.0.1:{}/{path}", relay.port));
+    settings.call_timeout_ms = 500;
+    settings.connect_timeout_ms = 2000;
+    settings.pool_size = 2;
+    Database::open(&settings, "test").unwrap()
+}
+
+fn relay_to_server(db: &TestDatabase) -> Relay {
+    let target = db.url().split_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
+    Relay::to(target)
+}
+
+#[test]
+fn a_call_to_a_frozen_server_ends_and_the_pool_recovers() {
+    let db = TestDatabase::new();
+    let relay = relay_to_server(&db);
+    let database = through(&db, &relay);
+    database.ping().unwrap();
+    relay.frozen.store(true, Ordering::Release);
+    let start = Instant::now();
+    assert!(matches!(database.ping(), Err(Error::Unavailable(_))));
+    assert!(start.elapsed() < Duration::from_secs(20), "a bound against hanging");
+    relay.frozen.store(false, Ordering::Release);
+    eventually("the database answers again", || database.ping().ok());
+}
+
+#[test]
+fn a_frozen_server_ends_a_transaction_without_effect() {
+    let db = TestDatabase::new();
+    let relay = relay_to_server(&db);
+    let database = through(&db, &relay);
+    let result = database.transaction(|conn| {
+        storage::admin::execute(conn, "INSERT INTO feed_entry VALUES (1, 1)")?;
+        relay.frozen.store(true, Ordering::Release);
+        storage::admin::execute(conn, "INSERT INTO feed_entry VALUES (1, 2)")
+    });
+    assert!(matches!(result, Err(Error::Unavailable(_))));
+    relay.frozen.store(false, Ordering::Release);
+    eventually("the database answers again", || database.ping().ok());
+    assert_eq!(db.count("SELECT count(*) AS n FROM feed_entry"), 0);
+}
+
+#[test]
+fn after_lost_connections_the_first_call_uses_a_fresh_one() {
+    let db = TestDatabase::new();
+    let relay = relay_to_server(&db);
+    let database = through(&db, &relay);
+    let (first, second) = (database.connection().unwrap(), database.connection().unwrap());
+    drop((first, second));
+    relay.cut();
+    // One call finds out; the other connection is checked before it's handed out, though it was used just now.
+    assert!(matches!(database.ping(), Err(Error::Unavailable(_))));
+    for _ in 0..4 {
+        database.ping().unwrap();
+    }
+}
+
+#[test]
+fn a_deadlock_is_repeated_until_it_passes() {
+    let db = TestDatabase::new();
+    db.execute("INSERT INTO feed_entry VALUES (1, 1), (2, 1)");
+    let meet = std::sync::Barrier::new(2);
+    let crosswise = |first: i64, second: i64| {
+        let mut alone = false;
+        db.database().transaction(|conn| {
+            let lock = |conn: &mut _, id| {
+                storage::admin::execute(conn, &format!("SELECT FROM feed_entry WHERE reader_id = {id} FOR UPDATE"))
+            };
+            lock(conn, first)?;
+            if !std::mem::replace(&mut alone, true) {
+                meet.wait();
+            }
+            lock(conn, second)
+        })
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| crosswise(2, 1));
+        crosswise(1, 2).unwrap();
+        other.join().unwrap().unwrap();
+    });
+}
