@@ -1,1 +1,147 @@
 #![doc = include_str!("../README.md")]
+
+use anyhow::Context as _;
+use domain::{
+    Failure, UserId,
+    message::{FollowerRange, Message as _, SendNotificationChunk, Tweet, UpdateFeed, UpdateFeedChunk},
+    topology::queue,
+    values::Channel,
+};
+use serde::Deserialize;
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+use storage::{Database, attempts::Ledger, feeds, users};
+use telemetry::SweepDone;
+use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Step, Stop, Worker};
+
+/// The service's name.
+pub const SERVICE: &str = "feed-updater";
+
+/// The sections of the settings that this service needs.
+#[derive(Debug, Deserialize)]
+pub struct Settings {
+    database: storage::Settings,
+    broker: broker::Settings,
+    worker: worker::Settings,
+    health: HealthSettings,
+    telemetry: telemetry::Settings,
+    feed_updater: Own,
+}
+
+#[derive(Debug, Deserialize)]
+struct Own {
+    #[serde(flatten)]
+    consuming: Consuming,
+    sweep_interval_ms: u64,
+}
+
+/// Runs the service until it's told to stop.
+///
+/// # Errors
+/// When the settings can't be used.
+pub fn run() -> anyhow::Result<()> {
+    let settings: Settings = settings::load(SERVICE)?;
+    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
+    let database = Database::open(&settings.database, SERVICE)?;
+    let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
+    if settings.feed_updater.sweep_interval_ms > 0 {
+        let interval = Duration::from_millis(settings.feed_updater.sweep_interval_ms);
+        let (database, stop) = (database.clone(), stop.clone());
+        thread::Builder::new()
+            .name("sweep".into())
+            .spawn(move || sweep(&database, interval, &stop))
+            .context("can't start a thread")?;
+    }
+    Worker {
+        service: SERVICE,
+        queues: queue::update_feed(),
+        settings: settings.worker,
+        consuming: settings.feed_updater.consuming,
+        health: settings.health,
+        broker: settings.broker,
+        ledger: Arc::new(Ledger::new(database.clone())),
+        database: database.probe(),
+        handler: || Updater::new(database.clone()),
+    }
+    .run_until(stop)
+}
+
+/// Removes what is due, every `interval`. What fails is due again next time.
+fn sweep(database: &Database, interval: Duration, stop: &Stop) {
+    while !stop.wait(interval) {
+        let start = Instant::now();
+        let mut removed = 0;
+        let ended = loop {
+            match database.transaction(feeds::sweep_one) {
+                Ok(Some(rows)) => removed += rows as u64,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+            if stop.is_requested() {
+                return;
+            }
+        };
+        if let Err(error) = ended {
+            log::warn!("the sweep goes on later: {:#}", anyhow::Error::new(error));
+        }
+        if removed > 0 {
+            telemetry::emit(SweepDone { removed, duration: start.elapsed() });
+        }
+    }
+}
+
+/// A tweet for a range of followers, or for a single one that another program named.
+pub struct Update {
+    tweet: Tweet,
+    followers: FollowerRange,
+    named: Option<UserId>,
+}
+
+/// The handler.
+pub struct Updater {
+    database: Database,
+}
+
+impl Updater {
+    /// With this database.
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+}
+
+impl BatchHandler for Updater {
+    type Message = Update;
+
+    fn decode(&self, received: &Received) -> anyhow::Result<Update> {
+        Ok(match worker::kind(received, &[UpdateFeed::TYPE, UpdateFeedChunk::TYPE])? {
+            UpdateFeedChunk::TYPE => {
+                let UpdateFeedChunk { tweet, followers } = worker::json(received)?;
+                Update { tweet, followers, named: None }
+            }
+            _ => {
+                let UpdateFeed { tweet, follower_id } = worker::json(received)?;
+                Update { tweet, followers: FollowerRange::only(follower_id), named: Some(follower_id) }
+            }
+        })
+    }
+
+    fn handle(&mut self, batch: &[Item<Update>], out: &mut Outgoing, _: &Step) -> Result<(), Failure> {
+        let named: Vec<UserId> = batch.iter().filter_map(|item| item.message.named).collect();
+        let chunks: Vec<_> = batch.iter().map(|item| (item.message.tweet.id, item.message.followers)).collect();
+        self.database.transaction(|conn| {
+            if !named.is_empty() {
+                users::require_known(conn, &named)?;
+            }
+            feeds::write(conn, &chunks)
+        })?;
+        for Item { message: Update { tweet, followers, .. }, received } in batch {
+            for channel in Channel::ALL {
+                out.publish(received, SendNotificationChunk::of(tweet, *followers, channel).envelope(channel));
+            }
+        }
+        Ok(())
+    }
+}

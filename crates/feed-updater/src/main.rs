@@ -1,2 +1,11 @@
-//! placeholder
-fn main() {}
+//! The service's process; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    worker::main(
+        "feed-updater",
+        "Writes tweets into feeds and asks for notifications: queues update_feed.00 and following.",
+        feed_updater::run,
+    )
+}

@@ -7,6 +7,7 @@ use diesel::{
     result::{DatabaseErrorKind, Error as Diesel},
     sql_query,
 };
+use domain::Failure;
 use serde::Deserialize;
 use settings::Secret;
 use std::{
@@ -243,6 +244,12 @@ impl Database {
     pub fn ping(&self) -> Result<()> {
         sql_query("SELECT 1").execute(&mut **self.connection()?)?;
         Ok(())
+    }
+
+    /// [`Database::ping`] for those who know no database.
+    pub fn probe(&self) -> Arc<dyn Fn() -> std::result::Result<(), Failure> + Send + Sync> {
+        let database = self.clone();
+        Arc::new(move || Ok(database.ping()?))
     }
 }
 

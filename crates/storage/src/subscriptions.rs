@@ -83,29 +83,26 @@ pub fn remove(conn: &mut PgConnection, author: UserId, follower: UserId) -> Resu
 }
 
 #[derive(QueryableByName)]
-struct Chunk {
+struct ChunkEnd {
     #[diesel(sql_type = diesel::sql_types::Nullable<BigInt>)]
     upto: Option<i64>,
-    #[diesel(sql_type = BigInt)]
-    followers: i64,
 }
 
-/// The next at most `size` followers of `author` with ids above `after`: the highest of those ids and how many they
-/// are; `None` when there are no more.
+/// The highest of the next at most `size` ids above `after` of `author`'s followers; `None` when there are no more.
 ///
 /// # Errors
 /// The database's.
-pub fn next_chunk(conn: &mut PgConnection, author: UserId, after: UserId, size: u32) -> Result<Option<(UserId, u32)>> {
-    let chunk = sql_query(
-        "SELECT max(follower_id) AS upto, count(*) AS followers FROM
+pub fn next_chunk(conn: &mut PgConnection, author: UserId, after: UserId, size: u32) -> Result<Option<UserId>> {
+    let end = sql_query(
+        "SELECT max(follower_id) AS upto FROM
              (SELECT follower_id FROM subscription WHERE author_id = $1 AND follower_id > $2
               ORDER BY follower_id LIMIT $3) chunk",
     )
     .bind::<BigInt, _>(author.0)
     .bind::<BigInt, _>(after.0)
     .bind::<BigInt, _>(i64::from(size))
-    .get_result::<Chunk>(conn)?;
-    Ok(chunk.upto.map(|upto| (UserId(upto), u32::try_from(chunk.followers).unwrap_or(size))))
+    .get_result::<ChunkEnd>(conn)?;
+    Ok(end.upto.map(UserId))
 }
 
 /// The first `limit` users whom `follower` follows, by id.
