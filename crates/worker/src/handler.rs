@@ -23,12 +23,7 @@ pub trait BatchHandler {
     ///
     /// # Errors
     /// See [`Failure`]. A failing batch comes again in halves, so that in the end each message fails for itself.
-    fn handle(
-        &mut self,
-        batch: &[Item<Self::Message>],
-        out: &mut Outgoing,
-        step: &Step,
-    ) -> std::result::Result<(), Failure>;
+    fn handle(&mut self, batch: &[Item<Self::Message>], out: &mut Outgoing, step: &Step) -> Result<(), Failure>;
 }
 
 /// A message as it was received, undecoded.
@@ -148,6 +143,10 @@ impl Outgoing {
     /// What was staged so far.
     pub fn envelopes(&self) -> &[Envelope] {
         &self.envelopes
+    }
+
+    pub(crate) fn into_envelopes(self) -> Vec<Envelope> {
+        self.envelopes
     }
 }
 

@@ -1,10 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+mod backoff;
 mod cli;
+mod consume;
 mod decode;
 mod handler;
 pub mod header;
 pub mod health;
+mod panics;
+mod policy;
 mod pulse;
 mod settings;
 mod stop;

@@ -1,9 +1,10 @@
 //! Signs of life of a loop, and the watchdog that ends the process when a step of handling overruns its limit.
 
+use crate::Received;
 use std::{
-    process,
+    io, process,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -11,7 +12,7 @@ use std::{
 };
 
 /// What sysexits.h calls a temporary failure: start me again.
-pub(crate) const EX_TEMPFAIL: i32 = 75;
+const EX_TEMPFAIL: i32 = 75;
 
 /// How much later than due a loop may show itself before it counts as stuck.
 const MARGIN: Duration = Duration::from_secs(30);
@@ -23,7 +24,15 @@ fn now_ms() -> u64 {
 }
 
 fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(u64::MAX / 4)
+}
+
+/// Whose time runs.
+#[derive(Clone, Default)]
+struct InHand {
+    queue: Arc<str>,
+    message_id: Option<String>,
+    correlation_id: Option<String>,
 }
 
 /// When one loop has to show itself next.
@@ -33,11 +42,13 @@ pub(crate) struct Pulse {
     step_ends_ms: AtomicU64,
     /// When the loop as a whole counts as stuck.
     due_ms: AtomicU64,
+    in_hand: Mutex<InHand>,
 }
 
 impl Pulse {
     pub(crate) fn new(limit: Duration) -> Self {
-        let pulse = Self { limit, step_ends_ms: AtomicU64::new(0), due_ms: AtomicU64::new(0) };
+        let pulse =
+            Self { limit, step_ends_ms: AtomicU64::new(0), due_ms: AtomicU64::new(0), in_hand: Mutex::default() };
         pulse.beat();
         pulse
     }
@@ -52,14 +63,27 @@ impl Pulse {
         self.due_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// A step of handling begins, or the next one.
+    /// Handling begins of these messages.
+    pub(crate) fn begin<'a>(&self, received: impl IntoIterator<Item = &'a Received>) {
+        let mut received = received.into_iter();
+        let first = received.next();
+        let only = first.filter(|_| received.next().is_none());
+        *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = InHand {
+            queue: first.map(|received| received.queue.clone()).unwrap_or_default(),
+            message_id: only.and_then(|received| received.message_id.clone()),
+            correlation_id: only.and_then(|received| received.correlation_id.clone()),
+        };
+        self.begin_step();
+    }
+
+    /// The next step of handling begins.
     pub(crate) fn begin_step(&self) {
         self.step_ends_ms.store(now_ms() + ms(self.limit), Ordering::Relaxed);
         self.beat();
     }
 
-    /// The step is over.
-    pub(crate) fn end_step(&self) {
+    /// Handling is over.
+    pub(crate) fn end(&self) {
         self.step_ends_ms.store(0, Ordering::Relaxed);
         self.beat();
     }
@@ -69,28 +93,34 @@ impl Pulse {
         now_ms() <= self.due_ms.load(Ordering::Relaxed)
     }
 
-    fn is_overrun(&self) -> bool {
+    fn end_process_if_overrun(&self) {
         let ends = self.step_ends_ms.load(Ordering::Relaxed);
-        ends != 0 && ends < now_ms()
+        if ends == 0 || now_ms() <= ends {
+            return;
+        }
+        let in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        telemetry::emit(telemetry::TimeLimitExceeded {
+            queue: &in_hand.queue,
+            message_id: in_hand.message_id.as_deref(),
+            correlation_id: in_hand.correlation_id.as_deref(),
+            limit: self.limit,
+        });
+        process::exit(EX_TEMPFAIL);
     }
 }
 
-/// Ends the process as soon as a step overruns its limit: a thread can't be ended alone, and the message's attempt is
-/// on record once it's redelivered. Runs until every pulse is gone.
-pub(crate) fn guard(pulses: &[Arc<Pulse>]) -> std::io::Result<()> {
+/// Ends the process as soon as a step overruns its limit: a thread can't be ended alone, and what was in hand comes
+/// again as redelivered. Goes on until every pulse is gone.
+pub(crate) fn guard(pulses: &[Arc<Pulse>]) -> io::Result<()> {
     let pulses: Vec<_> = pulses.iter().map(Arc::downgrade).collect();
     let watch = move || {
         loop {
-            let alive: Vec<_> = pulses.iter().filter_map(std::sync::Weak::upgrade).collect();
+            let alive: Vec<_> = pulses.iter().filter_map(Weak::upgrade).collect();
             if alive.is_empty() {
                 return;
             }
-            for pulse in alive {
-                if pulse.is_overrun() {
-                    log::error!("a step ran past its limit of {:?}: ending the process", pulse.limit);
-                    process::exit(EX_TEMPFAIL);
-                }
-            }
+            alive.iter().for_each(|pulse| pulse.end_process_if_overrun());
+            drop(alive);
             thread::sleep(Duration::from_millis(100));
         }
     };

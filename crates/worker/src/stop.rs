@@ -80,3 +80,21 @@ impl Stop {
         *requested
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_request_ends_every_wait() {
+        let stop = Stop::new();
+        assert!(!stop.wait(Duration::ZERO) && !stop.is_requested());
+        let waiting = stop.clone();
+        let begin = Instant::now();
+        let waiter = thread::spawn(move || waiting.wait(Duration::from_secs(60)));
+        stop.request();
+        assert!(waiter.join().unwrap() && stop.is_requested());
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+}

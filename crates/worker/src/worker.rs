@@ -1,6 +1,17 @@
-use crate::{BatchHandler, Consuming, HealthSettings, Settings, Stop};
-use domain::{AttemptLedger, Failure};
-use std::{sync::Arc, time::Duration};
+use crate::{
+    BatchHandler, Consuming, HealthSettings, Settings, Stop,
+    consume::{Loop, Shared},
+    health::{self, Health},
+    pulse::{self, Pulse},
+};
+use anyhow::{Context as _, anyhow, ensure};
+use broker::{Consumer, Link, Publisher};
+use domain::{AttemptLedger, Failure, topology::Topology};
+use std::{
+    sync::{Arc, RwLock},
+    thread,
+    time::Duration,
+};
 
 /// A service that consumes queues: everything that [`BatchHandler`] leaves to be said.
 pub struct Worker<F> {
@@ -25,20 +36,114 @@ pub struct Worker<F> {
 }
 
 impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
-    /// Works until SIGTERM or SIGINT.
+    /// Works until SIGTERM or SIGINT, then finishes the batch in hand.
     ///
     /// # Errors
     /// When the settings can't be used, or a consumer has died.
     pub fn run(self) -> anyhow::Result<()> {
         let stop = Stop::on_signals(Duration::from_millis(self.settings.stop_grace_ms))?;
-        self.run_until(stop)
+        self.work(&stop, None)
     }
 
-    /// Works until asked to stop.
+    /// Works until asked to stop, then finishes the batch in hand.
     ///
     /// # Errors
     /// As for [`Worker::run`].
-    pub fn run_until(self, _stop: Stop) -> anyhow::Result<()> {
-        unimplemented!()
+    pub fn run_until(self, stop: &Stop) -> anyhow::Result<()> {
+        self.work(stop, None)
     }
+
+    /// Works until the queues have had nothing for as long as `idle`.
+    ///
+    /// # Errors
+    /// As for [`Worker::run`].
+    pub fn run_until_idle(self, idle: Duration) -> anyhow::Result<()> {
+        self.work(&Stop::new(), Some(idle))
+    }
+
+    fn work(self, stop: &Stop, until_idle: Option<Duration>) -> anyhow::Result<()> {
+        self.settings.check()?;
+        self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
+        ensure!(!self.queues.is_empty(), "{} has no queue to consume", self.service);
+        let delays = self.settings.retry_delays();
+        let topology = Arc::new(Topology::fleet(&delays));
+        let limit = Duration::from_millis(self.settings.time_limit_ms);
+
+        let lanes: Vec<_> = (0..self.consuming.concurrency)
+            .map(|number| {
+                let name = format!("{}.{number}", self.service);
+                let (for_consumer, for_publisher) = (topology.clone(), topology.clone());
+                let consumer = Consumer::new(&self.broker, &name, self.queues.clone(), self.consuming.prefetch)
+                    .on_connect(move |session| broker::declare(session, &for_consumer));
+                let publisher = Publisher::new(&self.broker, &name)
+                    .on_connect(move |session| broker::declare(session, &for_publisher));
+                (name, consumer, publisher, Arc::new(Pulse::new(limit)))
+            })
+            .collect();
+
+        let pulses: Vec<_> = lanes.iter().map(|(.., pulse)| pulse.clone()).collect();
+        pulse::guard(&pulses).context("can't start a thread")?;
+        let consuming = lanes.iter().map(|(_, consumer, ..)| consumer.link()).collect();
+        let publishing = lanes.iter().map(|(_, _, publisher, _)| publisher.link()).collect();
+        let _health = health::serve(&self.health, health(self.database.clone(), consuming, publishing, pulses))?;
+
+        let shared = Shared {
+            queues: &self.queues,
+            settings: &self.settings,
+            delays: &delays,
+            consuming: &self.consuming,
+            confirm_timeout: Duration::from_millis(self.broker.confirm_timeout_ms),
+            ledger: &*self.ledger,
+            database: &*self.database,
+            make: &self.handler,
+            stop,
+            until_idle,
+            quarantine: &RwLock::new(()),
+        };
+        thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for (name, consumer, publisher, pulse) in lanes {
+                let shared = &shared;
+                let work = move || {
+                    // However this thread ends, the others are not to go on without it.
+                    let _end_all = EndAll(shared.until_idle.is_none().then_some(shared.stop));
+                    Loop::new(shared, consumer, publisher, pulse).run()
+                };
+                threads
+                    .push(thread::Builder::new().name(name).spawn_scoped(scope, work).context("can't start a thread")?);
+            }
+            for thread in threads {
+                thread.join().map_err(|_| anyhow!("a consumer died of a bug; its panic is in the log"))??;
+            }
+            Ok(())
+        })
+    }
+}
+
+struct EndAll<'a>(Option<&'a Stop>);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        if let Some(stop) = self.0 {
+            stop.request();
+        }
+    }
+}
+
+fn health(
+    database: Arc<dyn Fn() -> Result<(), Failure> + Send + Sync>,
+    consuming: Vec<Link>,
+    publishing: Vec<Link>,
+    pulses: Vec<Arc<Pulse>>,
+) -> Health {
+    let said = |well: bool, otherwise: &str| if well { Ok(()) } else { Err(otherwise.to_owned()) };
+    Health::new()
+        .live("worker", move || {
+            said(pulses.iter().all(|pulse| pulse.is_alive()), "a consumer hasn't moved for too long")
+        })
+        .ready("broker", move || {
+            said(consuming.iter().all(Link::is_connected), "not connected")?;
+            said(!publishing.iter().any(Link::is_blocked), "it accepts no messages, being short of memory or disk")
+        })
+        .ready("database", move || database().map_err(|failure| failure.error().to_string()))
 }
