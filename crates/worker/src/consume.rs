@@ -47,7 +47,7 @@ pub(crate) struct Shared<'a, F> {
     pub(crate) ledger: &'a dyn AttemptLedger,
     pub(crate) database: &'a (dyn Fn() -> Result<(), Failure> + Send + Sync),
     pub(crate) make: &'a F,
-    pub(crate) stop: &'a Stop,
+    pub(crate) stop: Stop,
     /// After how long without a message to end.
     pub(crate) until_idle: Option<Duration>,
     /// Written by the loop whose message may be about to kill the process, read by the others: so that such a death

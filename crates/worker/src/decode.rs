@@ -66,7 +66,7 @@ mod tests {
             (b"{\"id\": \xff}", "not UTF-8 after byte 7"),
             (b"[1]", "wrong shape: invalid length 1, expected struct Tweet with 5 elements at line 1"),
             (b"{}", "wrong shape: missing field `id` at line 1 column 2"),
-            (format!("{{{tweet}}}").as_bytes(), "wrong shape: missing field `authorId` at line 1 column 79"),
+            (format!("{{{tweet}}}").as_bytes(), "wrong shape: missing field `authorId` at line 1 column 83"),
             (
                 format!("{{{tweet}, \"authorId\": \"the, expected secret\"}}").as_bytes(),
                 "wrong shape: invalid type: string, expected i64",

@@ -42,14 +42,14 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
     /// When the settings can't be used, or a consumer has died.
     pub fn run(self) -> anyhow::Result<()> {
         let stop = Stop::on_signals(Duration::from_millis(self.settings.stop_grace_ms))?;
-        self.work(&stop, None)
+        self.work(stop, None)
     }
 
     /// Works until asked to stop, then finishes the batch in hand.
     ///
     /// # Errors
     /// As for [`Worker::run`].
-    pub fn run_until(self, stop: &Stop) -> anyhow::Result<()> {
+    pub fn run_until(self, stop: Stop) -> anyhow::Result<()> {
         self.work(stop, None)
     }
 
@@ -58,10 +58,10 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
     /// # Errors
     /// As for [`Worker::run`].
     pub fn run_until_idle(self, idle: Duration) -> anyhow::Result<()> {
-        self.work(&Stop::new(), Some(idle))
+        self.work(Stop::new(), Some(idle))
     }
 
-    fn work(self, stop: &Stop, until_idle: Option<Duration>) -> anyhow::Result<()> {
+    fn work(self, stop: Stop, until_idle: Option<Duration>) -> anyhow::Result<()> {
         self.settings.check()?;
         self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
         ensure!(!self.queues.is_empty(), "{} has no queue to consume", self.service);
@@ -106,7 +106,7 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
                 let shared = &shared;
                 let work = move || {
                     // However this thread ends, the others are not to go on without it.
-                    let _end_all = EndAll(shared.until_idle.is_none().then_some(shared.stop));
+                    let _end_all = EndAll(shared.until_idle.is_none().then_some(&shared.stop));
                     Loop::new(shared, consumer, publisher, pulse).run()
                 };
                 threads
