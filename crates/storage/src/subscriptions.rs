@@ -1,6 +1,10 @@
 //! Tables `subscription` and `former_subscription`: who follows whom, and since which tweet.
 
-use crate::{Error, Result, feeds, locks, schema::subscription, users};
+use crate::{
+    Error, Result, feeds, locks,
+    schema::{subscription, user},
+    users,
+};
 use diesel::{
     PgConnection,
     prelude::*,
@@ -105,30 +109,40 @@ pub fn next_chunk(conn: &mut PgConnection, author: UserId, after: UserId, size: 
     Ok(end.upto.map(UserId))
 }
 
+/// The user on the other side of a subscription.
+#[derive(Clone, Queryable)]
+pub struct Party {
+    /// The id.
+    #[diesel(deserialize_as = i64)]
+    pub id: UserId,
+    /// The login.
+    pub login: String,
+}
+
 /// The first `limit` users whom `follower` follows, by id.
 ///
 /// # Errors
 /// The database's.
-pub fn authors_of(conn: &mut PgConnection, follower: UserId, limit: i64) -> Result<Vec<UserId>> {
-    let ids = subscription::table
-        .filter(subscription::follower_id.eq(follower.0))
+pub fn authors_of(conn: &mut PgConnection, follower: UserId, limit: i64) -> Result<Vec<Party>> {
+    Ok(subscription::table
+        .inner_join(user::table.on(user::id.eq(subscription::author_id)))
+        .filter(subscription::follower_id.eq(follower.0).and(user::deleted_at.is_null()))
         .order(subscription::author_id)
         .limit(limit)
-        .select(subscription::author_id)
-        .load::<i64>(conn)?;
-    Ok(ids.into_iter().map(UserId).collect())
+        .select((user::id, user::login))
+        .load(conn)?)
 }
 
 /// The first `limit` users who follow `author`, by id.
 ///
 /// # Errors
 /// The database's.
-pub fn followers_of(conn: &mut PgConnection, author: UserId, limit: i64) -> Result<Vec<UserId>> {
-    let ids = subscription::table
-        .filter(subscription::author_id.eq(author.0))
+pub fn followers_of(conn: &mut PgConnection, author: UserId, limit: i64) -> Result<Vec<Party>> {
+    Ok(subscription::table
+        .inner_join(user::table.on(user::id.eq(subscription::follower_id)))
+        .filter(subscription::author_id.eq(author.0).and(user::deleted_at.is_null()))
         .order(subscription::follower_id)
         .limit(limit)
-        .select(subscription::follower_id)
-        .load::<i64>(conn)?;
-    Ok(ids.into_iter().map(UserId).collect())
+        .select((user::id, user::login))
+        .load(conn)?)
 }
