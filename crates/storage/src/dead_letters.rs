@@ -137,6 +137,22 @@ pub fn list(
     Ok(query.load(conn)?)
 }
 
+/// The ids of all messages that wait for an operator, of one queue or (`None`) of all, the oldest first.
+///
+/// # Errors
+/// The database's.
+pub fn waiting_ids(conn: &mut PgConnection, queue: Option<&str>) -> Result<Vec<i64>> {
+    let mut query = dead_letter::table
+        .filter(dead_letter::state.eq("waiting"))
+        .order(dead_letter::id)
+        .select(dead_letter::id)
+        .into_boxed();
+    if let Some(queue) = queue {
+        query = query.filter(dead_letter::queue.eq(queue.to_owned()));
+    }
+    Ok(query.load(conn)?)
+}
+
 /// How many messages wait for an operator.
 ///
 /// # Errors

@@ -2,12 +2,7 @@
 
 use crate::{Error, Result, schema::follower_import, subscriptions, users};
 use chrono::{DateTime, Utc};
-use diesel::{
-    PgConnection,
-    prelude::*,
-    sql_query,
-    sql_types::{BigInt, Integer, Text},
-};
+use diesel::{PgConnection, prelude::*};
 use domain::{ImportId, UserId, values::ImportPlan};
 
 /// An import and how far it is.
@@ -99,25 +94,8 @@ pub fn step(conn: &mut PgConnection, id: ImportId, size: u32) -> Result<Import> 
     users::require(conn, import.author_id)?;
     let size = i32::try_from(size.max(1)).unwrap_or(i32::MAX);
     let upto = import.next_index.saturating_add(size).min(import.requested);
-    // Every other user has a phone, of the range +999 that the numbering plan assigns to nobody.
-    let made = sql_query(
-        r#"INSERT INTO "user" (login, channel, email, phone, import_id)
-           SELECT login,
-                  CASE i % 2 WHEN 0 THEN 'email' ELSE 'phone' END,
-                  CASE i % 2 WHEN 0 THEN login || '@example.com' END,
-                  CASE i % 2 WHEN 1 THEN '+999' || lpad((($4 * 10000000 + i) % 1000000000000)::text, 12, '0') END,
-                  $4
-           FROM generate_series($1, $2 - 1) i, LATERAL (SELECT $3 || '_' || i AS login) named
-           ORDER BY i
-           ON CONFLICT (login) WHERE deleted_at IS NULL DO NOTHING
-           RETURNING id"#,
-    )
-    .bind::<Integer, _>(import.next_index)
-    .bind::<Integer, _>(upto)
-    .bind::<Text, _>(&import.prefix)
-    .bind::<BigInt, _>(id.0)
-    .load::<Made>(conn)?;
-    subscriptions::add(conn, import.author_id, &made.iter().map(|user| user.id).collect::<Vec<_>>())?;
+    let made = users::create_series(conn, &import.prefix, import.next_index..upto, Some(id))?;
+    subscriptions::add(conn, import.author_id, &made.iter().map(|user| user.0).collect::<Vec<_>>())?;
     let created = i32::try_from(made.len()).unwrap_or(i32::MAX);
     let skipped = upto - import.next_index - created;
     Ok(diesel::update(follower_import::table.find(id.0))
@@ -130,24 +108,6 @@ pub fn step(conn: &mut PgConnection, id: ImportId, size: u32) -> Result<Import> 
         ))
         .returning(Import::as_returning())
         .get_result(conn)?)
-}
-
-#[derive(QueryableByName)]
-struct Made {
-    #[diesel(sql_type = BigInt)]
-    id: i64,
-}
-
-/// Frees the request key of an import that is over, so that the same request is a new import from now on. Changes
-/// nothing where it isn't over.
-///
-/// # Errors
-/// The database's.
-pub fn release(conn: &mut PgConnection, id: ImportId) -> Result<()> {
-    diesel::update(follower_import::table.find(id.0).filter(follower_import::state.eq_any(["done", "failed"])))
-        .set(follower_import::request_key.eq(format!("over:{id}")))
-        .execute(conn)?;
-    Ok(())
 }
 
 /// Ends an import that can't go on; what it did stays. Changes nothing where it's over already.

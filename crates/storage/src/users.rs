@@ -8,12 +8,13 @@ use diesel::{
     prelude::*,
     result::{DatabaseErrorKind, Error as Diesel},
     sql_query,
-    sql_types::{Array, BigInt},
+    sql_types::{Array, BigInt, Integer, Nullable, Text},
 };
 use domain::{
-    UserId,
+    ImportId, UserId,
     values::{Contact, Login},
 };
+use std::ops::Range;
 
 /// A user who isn't deleted. Its debug output holds no personal data.
 #[derive(Clone, Queryable, Selectable)]
@@ -83,6 +84,45 @@ pub fn create(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User> {
         .map_err(taken)
 }
 
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+/// Makes the users `<prefix>_<i>` for each `i` in the range, in one statement, and answers who is new: a login that is
+/// taken is passed over. Every other one has a phone, of the range +999 that the numbering plan assigns to nobody; the
+/// others an e-mail address at example.com. To be run in a transaction.
+///
+/// # Errors
+/// The database's.
+pub fn create_series(
+    conn: &mut PgConnection,
+    prefix: &str,
+    range: Range<i32>,
+    import: Option<ImportId>,
+) -> Result<Vec<UserId>> {
+    let made = sql_query(
+        r#"INSERT INTO "user" (login, channel, email, phone, import_id)
+           SELECT login,
+                  CASE i % 2 WHEN 0 THEN 'email' ELSE 'phone' END,
+                  CASE i % 2 WHEN 0 THEN login || '@example.com' END,
+                  CASE i % 2 WHEN 1 THEN
+                      '+999' || lpad(((coalesce($4, 0) * 10000000 + i) % 1000000000000)::text, 12, '0') END,
+                  $4
+           FROM generate_series($1, $2 - 1) i, LATERAL (SELECT $3 || '_' || i AS login) named
+           ORDER BY i
+           ON CONFLICT (login) WHERE deleted_at IS NULL DO NOTHING
+           RETURNING id"#,
+    )
+    .bind::<Integer, _>(range.start)
+    .bind::<Integer, _>(range.end)
+    .bind::<Text, _>(prefix)
+    .bind::<Nullable<BigInt>, _>(import.map(|id| id.0))
+    .load::<Id>(conn)?;
+    Ok(made.into_iter().map(|user| UserId(user.id)).collect())
+}
+
 fn taken(error: Diesel) -> Error {
     match error {
         Diesel::DatabaseError(DatabaseErrorKind::UniqueViolation, ref info)
@@ -136,6 +176,21 @@ pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<User
         .limit(limit)
         .select(User::as_select())
         .load(conn)?)
+}
+
+/// The first `limit` users who have followers, by id.
+///
+/// # Errors
+/// The database's.
+pub fn followed(conn: &mut PgConnection, limit: i64) -> Result<Vec<UserId>> {
+    let followed = sql_query(
+        r#"SELECT id FROM "user" u
+           WHERE deleted_at IS NULL AND EXISTS (SELECT FROM subscription s WHERE s.author_id = u.id)
+           ORDER BY id LIMIT $1"#,
+    )
+    .bind::<BigInt, _>(limit)
+    .load::<Id>(conn)?;
+    Ok(followed.into_iter().map(|user| UserId(user.id)).collect())
 }
 
 /// Whether the user is there and not deleted.
