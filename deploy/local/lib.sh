@@ -104,7 +104,7 @@ die_with_log() { # MESSAGE FILE...
   local message=$1 file
   shift
   for file in "$@"; do
-    [ ! -s "$file" ] || { printf -- '--- the end of %s\n' "$file" && tail -n 25 -- "$file"; } >&2
+    [ ! -s "$file" ] || { printf -- '--- the end of %s\n' "$file" && tail -n 60 -- "$file"; } >&2
   done
   die "$message"
 }
