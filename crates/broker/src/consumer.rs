@@ -1,6 +1,18 @@
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use crate::{Delivery, Error, Link, Session, Settings, Ticket};
+use amiquip::{ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, Select, TryRecvError};
+
+use crate::{
+    Delivery, Error, Link, Session, Settings, Ticket, connector::Connector, session::Channel,
+    topology::explain_missing, unsettled::Unsettled,
+};
+
+const CONSUMING: &str = "consuming";
 
 /// Deliveries that came in one go, in the order in which the broker sent them. Empty if none came in time.
 #[derive(Debug, Default)]
@@ -29,53 +41,262 @@ pub struct Acked {
 
 /// Takes deliveries from one or several queues, on a connection of its own that it opens when it's needed and again
 /// when it's lost.
-pub struct Consumer {}
+pub struct Consumer {
+    connector: Connector,
+    queues: Vec<Arc<str>>,
+    prefetch: u16,
+    live: Option<Live>,
+    /// Counts the connections: a delivery tag means another message on the next one.
+    epoch: u64,
+}
 
 impl Consumer {
     /// A consumer of these queues; connects with the first [`Consumer::next_batch`]. The broker sends up to `prefetch`
-    /// messages of each queue ahead; at least twice as many as are taken in a batch keep it busy.
+    /// messages of each queue ahead; at least twice as many as are taken in a batch keep it busy. The broker's tools
+    /// show its connection under `name`.
     #[must_use]
-    pub fn new(_settings: &Settings, _name: &str, _queues: Vec<String>, _prefetch: u16) -> Self {
-        unimplemented!()
+    pub fn new(settings: &Settings, name: &str, queues: Vec<String>, prefetch: u16) -> Self {
+        let queues = queues.into_iter().map(Into::into).collect();
+        // To the broker, 0 is no limit.
+        let prefetch = prefetch.max(1);
+        Self { connector: Connector::new(settings, name, "consume"), queues, prefetch, live: None, epoch: 0 }
     }
 
     /// What to do on every new connection before consuming, such as declaring the topology: a broker may come back empty.
     #[must_use]
-    pub fn on_connect(self, _hook: impl FnMut(&mut Session) -> Result<(), Error> + Send + 'static) -> Self {
-        unimplemented!()
+    pub fn on_connect(mut self, hook: impl FnMut(&mut Session) -> Result<(), Error> + Send + 'static) -> Self {
+        self.connector.on_connect(hook);
+        self
     }
 
     /// Whether there is a connection that isn't known to be lost.
     #[must_use]
     pub fn connected(&self) -> bool {
-        unimplemented!()
+        self.live.is_some()
     }
 
     /// The state of the connection, for other threads.
     #[must_use]
     pub fn link(&self) -> Link {
-        unimplemented!()
+        self.connector.link().clone()
     }
 
     /// Waits up to `idle` for a delivery, then takes what comes until there are `max` or `linger` has passed. While
-    /// the broker is away, tries to open a new connection, less and less often, and returns an empty batch after
-    /// `idle` (or after an attempt to connect, which may take longer).
+    /// the broker is away, tries to open a new connection, less and less often, and returns empty batches. May take as
+    /// long as `connect_timeout_ms` more than was asked for, plus the hook's calls.
     ///
     /// # Errors
-    /// Only what doesn't pass by itself: those that [are lost](Error::is_lost) are logged and tried again.
-    pub fn next_batch(&mut self, _max: usize, _linger: Duration, _idle: Duration) -> Result<Batch, Error> {
-        unimplemented!()
+    /// Only what doesn't pass by itself: those that [are lost](Error::is_lost) are reported to telemetry and tried again.
+    pub fn next_batch(&mut self, max: usize, linger: Duration, idle: Duration) -> Result<Batch, Error> {
+        let idle_until = Instant::now() + idle;
+        let mut live = match self.live.take() {
+            Some(live) => live,
+            None if !self.connector.wait(idle_until) => return Ok(Batch::default()),
+            None => {
+                self.epoch += 1;
+                match Live::open(&mut self.connector, &self.queues, self.prefetch, self.epoch) {
+                    Ok(live) => live,
+                    Err(error) => return self.lost(error),
+                }
+            }
+        };
+        match live.collect(max, linger, idle_until) {
+            Ok(deliveries) => {
+                self.connector.steady();
+                self.live = Some(live);
+                Ok(Batch { deliveries })
+            }
+            // What has been collected already comes again, and couldn't be acknowledged.
+            Err(error) => {
+                let error = live.post_mortem(error);
+                self.lost(error)
+            }
+        }
     }
 
     /// Acknowledges a batch, or some deliveries or tickets of one or several batches, in any order. Those of a lost
     /// connection are skipped.
-    pub fn ack(&mut self, _deliveries: impl IntoIterator<Item = impl Into<Ticket>>) -> Acked {
-        unimplemented!()
+    pub fn ack(&mut self, deliveries: impl IntoIterator<Item = impl Into<Ticket>>) -> Acked {
+        let tickets: Vec<Ticket> = deliveries.into_iter().map(Into::into).collect();
+        let all = tickets.len();
+        let tags = tickets.into_iter().filter(|ticket| ticket.epoch == self.epoch).map(|ticket| ticket.tag);
+        let sent = match self.live.as_mut().map(|live| live.ack(tags)) {
+            Some(Ok(sent)) => sent,
+            // The next batch finds out what has become of the connection.
+            Some(Err(_)) | None => 0,
+        };
+        Acked { sent, stale: all - sent }
     }
 
     /// Gives back what isn't acknowledged, in order, and says goodbye to the broker, until `deadline`. Dropping it
     /// cuts the connection instead.
-    pub fn close(self, _deadline: Instant) {
-        unimplemented!()
+    pub fn close(self, deadline: Instant) {
+        if let Some(live) = self.live {
+            live.close(deadline);
+        }
+    }
+
+    fn lost(&mut self, error: Error) -> Result<Batch, Error> {
+        self.connector.lost(&error);
+        if error.is_lost() { Ok(Batch::default()) } else { Err(error) }
+    }
+}
+
+/// An open connection with a channel that consumes.
+struct Live {
+    channel: Channel,
+    sources: Vec<Source>,
+    unsettled: Unsettled<amiquip::Delivery>,
+    epoch: u64,
+    /// The tag of the delivery that was handed out last.
+    last_tag: u64,
+    session: Session,
+}
+
+/// What comes from one queue.
+struct Source {
+    queue: Arc<str>,
+    messages: Receiver<ConsumerMessage>,
+    /// The next delivery, if it has been taken out already.
+    head: Option<amiquip::Delivery>,
+}
+
+impl Live {
+    fn open(connector: &mut Connector, queues: &[Arc<str>], prefetch: u16, epoch: u64) -> Result<Self, Error> {
+        let (session, (channel, sources)) = connector.connect(|session| {
+            let channel = session.channel()?;
+            channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, prefetch, false))?;
+            let sources = queues.iter().map(|queue| Source::open(&channel, queue)).collect::<Result<_, _>>()?;
+            Ok((channel, sources))
+        })?;
+        Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
+    }
+
+    fn close(self, deadline: Instant) {
+        self.channel.close(deadline);
+        self.session.close(deadline);
+        self.sources.into_iter().for_each(Source::drain);
+    }
+
+    fn post_mortem(self, error: Error) -> Error {
+        drop(self.channel);
+        let error = self.session.post_mortem(error);
+        self.sources.into_iter().for_each(Source::drain);
+        error
+    }
+
+    fn collect(&mut self, max: usize, linger: Duration, idle_until: Instant) -> Result<Vec<Delivery>, Error> {
+        let mut deliveries = Vec::new();
+        let mut until = idle_until;
+        loop {
+            let none_yet = deliveries.is_empty();
+            self.pull(&mut deliveries, max)?;
+            if deliveries.len() >= max {
+                return Ok(deliveries);
+            }
+            if none_yet && !deliveries.is_empty() {
+                until = Instant::now() + linger;
+            }
+            let mut select = Select::new();
+            for source in &self.sources {
+                select.recv(&source.messages);
+            }
+            if select.ready_deadline(until).is_err() {
+                return Ok(deliveries);
+            }
+        }
+    }
+
+    /// Takes what has come, in the order of the tags.
+    fn pull(&mut self, deliveries: &mut Vec<Delivery>, max: usize) -> Result<(), Error> {
+        while deliveries.len() < max {
+            // Nothing is ahead of the next tag, so the other queues needn't be asked.
+            let next_tag = self.last_tag + 1;
+            let mut lowest = self.lowest();
+            if lowest.is_none_or(|(tag, _)| tag != next_tag) {
+                self.refill()?;
+                lowest = self.lowest();
+            }
+            if lowest.is_some_and(|(tag, _)| tag != next_tag) {
+                // A lower one has come to a queue since that was asked; none can any more.
+                self.refill()?;
+                lowest = self.lowest();
+            }
+            let Some((tag, index)) = lowest else { return Ok(()) };
+            let source = &mut self.sources[index];
+            let Some(mut delivery) = source.head.take() else { return Ok(()) };
+            deliveries.push(Delivery::take(&mut delivery, &source.queue, self.epoch));
+            self.unsettled.insert(tag, delivery);
+            self.last_tag = tag;
+        }
+        Ok(())
+    }
+
+    /// The lowest tag among the queues' next deliveries, and its queue's index.
+    fn lowest(&self) -> Option<(u64, usize)> {
+        let heads = self.sources.iter().enumerate();
+        heads.filter_map(|(index, source)| Some((source.head.as_ref()?.delivery_tag(), index))).min()
+    }
+
+    fn refill(&mut self) -> Result<(), Error> {
+        for source in &mut self.sources {
+            source.refill(&self.channel)?;
+        }
+        Ok(())
+    }
+
+    fn ack(&mut self, tags: impl IntoIterator<Item = u64>) -> Result<usize, Error> {
+        let acks = self.unsettled.settle(tags);
+        self.channel.call("acknowledging", |raw| {
+            acks.all_up_to.map_or(Ok(()), |delivery| delivery.ack_multiple(raw))?;
+            acks.single.into_iter().try_for_each(|delivery| delivery.ack(raw))
+        })?;
+        Ok(acks.count)
+    }
+}
+
+impl Source {
+    fn open(channel: &Channel, queue: &Arc<str>) -> Result<Self, Error> {
+        let messages = channel
+            .call("starting to consume", |raw| {
+                let consumer = raw.basic_consume(&**queue, ConsumerOptions::default())?;
+                let messages = consumer.receiver().clone();
+                // Its drop would cancel it, which races the client's thread and can kill the connection: closing the
+                // channel ends it instead. This leaks its tag, and what `drain` leaves of its queue.
+                mem::forget(consumer);
+                Ok(messages)
+            })
+            .map_err(|error| explain_missing(error, queue))?;
+        Ok(Self { queue: Arc::clone(queue), messages, head: None })
+    }
+
+    /// Takes out the next delivery, if there's one.
+    fn refill(&mut self, channel: &Channel) -> Result<(), Error> {
+        if self.head.is_none() {
+            match self.messages.try_recv() {
+                Ok(ConsumerMessage::Delivery(delivery)) => self.head = Some(delivery),
+                Ok(ConsumerMessage::ServerClosedChannel(error) | ConsumerMessage::ServerClosedConnection(error)) => {
+                    return Err(Error::from_client(CONSUMING, error));
+                }
+                // The queue was deleted, or its leader has moved.
+                Ok(ConsumerMessage::ServerCancelled) => {
+                    return Err(Error::lost(CONSUMING, format!("the broker stopped delivering from `{}`", self.queue)));
+                }
+                Ok(
+                    ConsumerMessage::ClientCancelled
+                    | ConsumerMessage::ClientClosedChannel
+                    | ConsumerMessage::ClientClosedConnection,
+                )
+                | Err(TryRecvError::Disconnected) => return Err(channel.failure(CONSUMING)),
+                Err(TryRecvError::Empty) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the deliveries that nobody takes any more: the forgotten consumer keeps their queue. Only when the
+    /// connection has ended, so that no more come.
+    fn drain(self) {
+        self.messages.try_iter().for_each(drop);
     }
 }

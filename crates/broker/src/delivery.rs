@@ -1,6 +1,7 @@
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, mem, sync::Arc};
 
-use chrono::{DateTime, Utc};
+use amiquip::{AmqpValue, FieldTable};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// A message as a queue handed it out.
 pub struct Delivery {
@@ -20,7 +21,7 @@ pub struct Delivery {
     pub message_id: Option<String>,
     /// The AMQP correlation id.
     pub correlation_id: Option<String>,
-    /// Headers that are strings, numbers or booleans, as text. If the broker set the message aside, what it says last
+    /// Headers that are strings, numbers, booleans or times, as text. If the broker set the message aside, what it says last
     /// about that is in [`header::DEATH_REASON`], [`header::DEATH_QUEUE`] and [`header::DEATH_TIME`] (RFC 3339).
     ///
     /// [`header::DEATH_REASON`]: crate::header::DEATH_REASON
@@ -31,6 +32,71 @@ pub struct Delivery {
     pub timestamp: Option<DateTime<Utc>>,
     /// The body.
     pub body: Vec<u8>,
+}
+
+impl Delivery {
+    /// Takes everything out of the client's delivery but what acknowledging needs.
+    pub(crate) fn take(delivery: &mut amiquip::Delivery, queue: &Arc<str>, epoch: u64) -> Self {
+        let properties = mem::take(&mut delivery.properties);
+        Self {
+            ticket: Ticket { epoch, tag: delivery.delivery_tag() },
+            queue: Arc::clone(queue),
+            redelivered: delivery.redelivered,
+            exchange: mem::take(&mut delivery.exchange),
+            routing_key: mem::take(&mut delivery.routing_key),
+            kind: properties.type_().clone(),
+            message_id: properties.message_id().clone(),
+            correlation_id: properties.correlation_id().clone(),
+            headers: properties.headers().as_ref().map(flatten).unwrap_or_default(),
+            timestamp: properties.timestamp().and_then(from_seconds),
+            body: mem::take(&mut delivery.body),
+        }
+    }
+}
+
+/// Headers as text. Of the broker's list of deaths, the latest of which comes first, that one.
+fn flatten(table: &FieldTable) -> BTreeMap<String, String> {
+    const DEATHS: &str = "x-death";
+    let text = |(name, value): (&String, &AmqpValue)| Some((name.clone(), as_text(value)?));
+    let mut headers: BTreeMap<_, _> = table.iter().filter_map(text).collect();
+    if let Some(AmqpValue::FieldArray(deaths)) = table.get(DEATHS)
+        && let Some(AmqpValue::FieldTable(death)) = deaths.first()
+    {
+        for (name, key) in
+            [(header::DEATH_REASON, "reason"), (header::DEATH_QUEUE, "queue"), (header::DEATH_TIME, "time")]
+        {
+            if let Some(value) = death.get(key).and_then(as_text) {
+                headers.insert(name.into(), value);
+            }
+        }
+    }
+    headers
+}
+
+fn as_text(value: &AmqpValue) -> Option<String> {
+    Some(match value {
+        AmqpValue::LongString(text) => text.clone(),
+        AmqpValue::Boolean(value) => value.to_string(),
+        AmqpValue::ShortShortInt(value) => value.to_string(),
+        AmqpValue::ShortShortUInt(value) => value.to_string(),
+        AmqpValue::ShortInt(value) => value.to_string(),
+        AmqpValue::ShortUInt(value) => value.to_string(),
+        AmqpValue::LongInt(value) => value.to_string(),
+        AmqpValue::LongUInt(value) => value.to_string(),
+        AmqpValue::LongLongInt(value) => value.to_string(),
+        AmqpValue::Float(value) => value.to_string(),
+        AmqpValue::Double(value) => value.to_string(),
+        AmqpValue::Timestamp(value) => from_seconds(*value)?.to_rfc3339_opts(SecondsFormat::Secs, true),
+        AmqpValue::DecimalValue(_)
+        | AmqpValue::FieldArray(_)
+        | AmqpValue::FieldTable(_)
+        | AmqpValue::ByteArray(_)
+        | AmqpValue::Void => return None,
+    })
+}
+
+fn from_seconds(seconds: u64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(seconds.try_into().ok()?, 0)
 }
 
 // The body holds texts of users, which stay out of logs.
@@ -70,4 +136,52 @@ pub mod header {
     pub const DEATH_QUEUE: &str = "x-death.queue";
     /// When, RFC 3339.
     pub const DEATH_TIME: &str = "x-death.time";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table<const N: usize>(entries: [(&str, AmqpValue); N]) -> FieldTable {
+        entries.into_iter().map(|(name, value)| (name.into(), value)).collect()
+    }
+
+    fn text(text: &str) -> AmqpValue {
+        AmqpValue::LongString(text.into())
+    }
+
+    #[test]
+    fn headers_come_as_text_and_the_latest_death_is_told() {
+        let death = |reason, queue, time| {
+            AmqpValue::FieldTable(table([
+                ("reason", text(reason)),
+                ("queue", text(queue)),
+                ("time", AmqpValue::Timestamp(time)),
+                ("count", AmqpValue::LongLongInt(1)),
+            ]))
+        };
+        let headers = flatten(&table([
+            ("text", text("a")),
+            ("number", AmqpValue::LongInt(-7)),
+            ("truth", AmqpValue::Boolean(true)),
+            ("bytes", AmqpValue::ByteArray(vec![1])),
+            ("nothing", AmqpValue::Void),
+            (
+                "x-death",
+                AmqpValue::FieldArray(vec![
+                    death("delivery_limit", "publish_tweet", 1_700_000_000),
+                    death("expired", "retry.1s", 1_600_000_000),
+                ]),
+            ),
+        ]));
+        let expected = [
+            ("number", "-7"),
+            ("text", "a"),
+            ("truth", "true"),
+            (header::DEATH_QUEUE, "publish_tweet"),
+            (header::DEATH_REASON, "delivery_limit"),
+            (header::DEATH_TIME, "2023-11-14T22:13:20Z"),
+        ];
+        assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+    }
 }

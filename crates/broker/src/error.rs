@@ -14,6 +14,16 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The broker closed the connection, and said why.
+    #[error("the broker closed the connection while {doing}: {code} {text}")]
+    Closed {
+        /// What was being done.
+        doing: &'static str,
+        /// AMQP's reply code.
+        code: u16,
+        /// What the broker says.
+        text: String,
+    },
     /// The broker didn't answer in time, and the connection was given up.
     #[error("no answer from the broker within {after:?} while {doing}")]
     TimedOut {
@@ -22,8 +32,13 @@ pub enum Error {
         /// How long it was waited.
         after: Duration,
     },
-    /// The broker switches heartbeats off, so a frozen one would never be noticed.
-    #[error("the broker's settings switch heartbeats off (`heartbeat = 0`); give them a value of some seconds")]
+    /// The broker accepts no messages for now, because it lacks memory or disk.
+    #[error("the broker accepts no messages for now: {0}")]
+    Blocked(String),
+    /// Heartbeats are off, so a frozen broker would never be noticed.
+    #[error(
+        "heartbeats are off: set broker.heartbeat_s, and `heartbeat` in the broker's own settings, to some seconds"
+    )]
     NoHeartbeat,
     /// A queue isn't there.
     #[error("there is no queue `{queue}`; declare the topology first")]
@@ -48,7 +63,7 @@ pub enum Error {
         /// What the broker says.
         text: String,
     },
-    /// The broker refused for another reason.
+    /// The broker refused for another reason, and closed the channel.
     #[error("the broker refused {doing}: {code} {text}")]
     Refused {
         /// What was being done.
@@ -61,10 +76,51 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the broker is away or the connection was lost: open a new one and go on. Anything else stays as it is
-    /// until somebody changes the settings or the broker.
+    /// Whether it passes by itself: the broker is away, or short of something, or the connection was lost. Open a new
+    /// one and go on. Anything else stays as it is until somebody changes the settings or the broker.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::TimedOut { .. })
+        matches!(self, Self::Lost { .. } | Self::Closed { .. } | Self::TimedOut { .. } | Self::Blocked(_))
+    }
+
+    pub(crate) fn lost(doing: &'static str, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Lost { doing, source: why.into() }
+    }
+
+    pub(crate) fn from_client(doing: &'static str, error: amiquip::Error) -> Self {
+        match error {
+            amiquip::Error::ServerClosedChannel { code, message, .. } => Self::Refused { doing, code, text: message },
+            amiquip::Error::ServerClosedConnection { code, message } => Self::Closed { doing, code, text: message },
+            // What the client concludes from a connection that ends during login, as it also does when the broker stops.
+            amiquip::Error::InvalidCredentials => Self::lost(
+                doing,
+                "the broker cut the connection during login: wrong user or password, or it is starting or stopping",
+            ),
+            // Among them a panic of the client's thread, which a close that races a call can cause.
+            other => Self::lost(doing, other),
+        }
+    }
+
+    /// The error with its causes, for a log line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text = format!("{text}: {cause}");
+            next = cause.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_clients_thread_is_a_lost_connection() {
+        let error = Error::from_client("publishing", amiquip::Error::IoThreadPanic);
+        assert!(error.is_lost());
+        assert_eq!(error.chain(), "lost the broker while publishing: I/O thread panicked");
     }
 }

@@ -1,5 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
+mod backoff;
+mod confirms;
+mod connector;
 mod consumer;
 mod delivery;
 mod error;
@@ -8,6 +12,9 @@ mod publisher;
 mod session;
 mod settings;
 mod topology;
+mod unsettled;
+mod watchdog;
+mod wire;
 
 pub use consumer::{Acked, Batch, Consumer};
 pub use delivery::{Delivery, Ticket, header};

@@ -1,8 +1,23 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use domain::Envelope;
+use amiquip::{AmqpProperties, AmqpValue, Confirm, FieldTable, Publish, Return};
+use chrono::Utc;
+use crossbeam_channel::{Receiver, Select, TryRecvError};
+use domain::{Envelope, envelope::header};
 
-use crate::{Error, Link, Session, Settings};
+use crate::{
+    Error, Link, Session, Settings,
+    confirms::{Sent, Unconfirmed},
+    connector::Connector,
+    session::Channel,
+};
+
+const PUBLISHING: &str = "publishing";
+/// AMQP's names and keys.
+const LONGEST_STRING: usize = 255;
+/// All headers go into one frame, whose size the broker limits (128 KiB unless it's set otherwise).
+const LARGEST_HEADERS: usize = 64 * 1024;
+const PERSISTENT: u8 = 2;
 
 /// Why messages weren't all confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -44,39 +59,361 @@ pub enum Reason {
 
 /// Publishes persistent messages and waits for the broker's confirms, on a connection of its own that it opens when
 /// it's needed and again when it's lost.
-pub struct Publisher {}
+pub struct Publisher {
+    connector: Connector,
+    live: Option<Live>,
+    /// Counts the calls of [`Publisher::publish_all`].
+    call: u64,
+}
 
 impl Publisher {
-    /// A publisher; connects with the first messages.
+    /// A publisher; connects with the first messages. The broker's tools show its connection under `name`.
     #[must_use]
-    pub fn new(_settings: &Settings, _name: &str) -> Self {
-        unimplemented!()
+    pub fn new(settings: &Settings, name: &str) -> Self {
+        Self { connector: Connector::new(settings, name, "publish"), live: None, call: 0 }
     }
 
     /// What to do on every new connection before publishing, such as declaring the topology: a broker may come back empty.
     #[must_use]
-    pub fn on_connect(self, _hook: impl FnMut(&mut Session) -> Result<(), Error> + Send + 'static) -> Self {
-        unimplemented!()
+    pub fn on_connect(mut self, hook: impl FnMut(&mut Session) -> Result<(), Error> + Send + 'static) -> Self {
+        self.connector.on_connect(hook);
+        self
     }
 
     /// The state of the connection, for other threads.
     #[must_use]
     pub fn link(&self) -> Link {
-        unimplemented!()
+        self.connector.link().clone()
     }
 
     /// Publishes all in order, as many at a time as the window allows, and returns when each is confirmed. After a
     /// lost connection those that weren't confirmed are published again in order, until `deadline`; so some may
-    /// arrive twice.
+    /// arrive twice. The last attempt to connect may outlast the deadline by `connect_timeout_ms`.
     ///
     /// # Errors
     /// [`PublishError::Refused`] if all others are confirmed; [`PublishError::Unavailable`] if that can't be said.
-    pub fn publish_all(&mut self, _envelopes: &[Envelope], _deadline: Instant) -> Result<(), PublishError> {
-        unimplemented!()
+    pub fn publish_all(&mut self, envelopes: &[Envelope], deadline: Instant) -> Result<(), PublishError> {
+        self.call += 1;
+        let mut progress = Progress::new(self.call, envelopes, self.connector.settings.window_bytes);
+        while !progress.is_settled() {
+            let error = match self.attempt(&mut progress, deadline) {
+                Ok(()) => break,
+                Err(Stop::Deadline(source)) => return Err(progress.unavailable(source)),
+                Err(Stop::Failed(error)) => error,
+            };
+            if progress.refuse_culprits(&error) {
+                continue;
+            }
+            self.connector.lost(&error);
+            if !error.is_lost() || !self.connector.wait(deadline) {
+                return Err(progress.unavailable(error));
+            }
+        }
+        progress.into_result()
+    }
+
+    /// Publishes on one connection what isn't settled.
+    fn attempt(&mut self, progress: &mut Progress<'_>, deadline: Instant) -> Result<(), Stop> {
+        let mut live = match self.live.take() {
+            Some(live) => live,
+            None => Live::open(&mut self.connector).map_err(Stop::Failed)?,
+        };
+        match live.publish(progress, &mut self.connector, deadline) {
+            Err(Stop::Failed(error)) => Err(Stop::Failed(live.post_mortem(error))),
+            // When the deadline passes, what is unconfirmed stays in the window: it's with the broker, or behind a
+            // broker that is blocked, and another connection would only send it once more.
+            other => {
+                self.live = Some(live);
+                other
+            }
+        }
     }
 
     /// Says goodbye to the broker, until `deadline`. Dropping it cuts the connection instead.
-    pub fn close(self, _deadline: Instant) {
-        unimplemented!()
+    pub fn close(self, deadline: Instant) {
+        if let Some(Live { channel, session, .. }) = self.live {
+            channel.close(deadline);
+            session.close(deadline);
+        }
     }
+}
+
+/// Why publishing on a connection ended early.
+enum Stop {
+    /// The connection is still good.
+    Deadline(Error),
+    /// It isn't.
+    Failed(Error),
+}
+
+/// An open connection with a channel in confirm mode.
+struct Live {
+    channel: Channel,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+    unconfirmed: Unconfirmed,
+    /// Since when no confirm has come though one is due.
+    waiting_since: Instant,
+    session: Session,
+}
+
+impl Live {
+    fn open(connector: &mut Connector) -> Result<Self, Error> {
+        let (session, (channel, confirms, returns)) = connector.connect(|session| {
+            let channel = session.channel()?;
+            let (confirms, returns) = channel.call("asking for confirms", |raw| {
+                raw.enable_publisher_confirms()?;
+                Ok((raw.listen_for_publisher_confirms()?, raw.listen_for_returns()?))
+            })?;
+            Ok((channel, confirms, returns))
+        })?;
+        let unconfirmed = Unconfirmed::default();
+        Ok(Self { channel, confirms, returns, unconfirmed, waiting_since: Instant::now(), session })
+    }
+
+    fn post_mortem(self, error: Error) -> Error {
+        // The channel goes first, as it does with the connection up.
+        drop(self.channel);
+        self.session.post_mortem(error)
+    }
+
+    fn publish(
+        &mut self,
+        progress: &mut Progress<'_>,
+        connector: &mut Connector,
+        deadline: Instant,
+    ) -> Result<(), Stop> {
+        let started = Instant::now();
+        let confirm_timeout = Duration::from_millis(connector.settings.confirm_timeout_ms);
+        progress.next = 0;
+        loop {
+            let blocked = self.session.blocked_for();
+            connector.blocked(blocked.as_deref());
+            if blocked.is_some() {
+                self.waiting_since = Instant::now();
+            } else {
+                self.fill_window(progress, &connector.settings)?;
+            }
+
+            let open = self.take_confirms(progress, connector);
+            if progress.is_settled() {
+                return Ok(());
+            }
+            if !open {
+                return Err(Stop::Failed(self.channel.failure(PUBLISHING)));
+            }
+
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Stop::Deadline(match blocked {
+                    Some(reason) => Error::Blocked(reason),
+                    None => Error::TimedOut { doing: PUBLISHING, after: now - started },
+                }));
+            }
+            if now - self.waiting_since >= confirm_timeout {
+                return Err(Stop::Failed(Error::TimedOut { doing: PUBLISHING, after: confirm_timeout }));
+            }
+            let mut select = Select::new();
+            select.recv(&self.confirms);
+            select.recv(self.session.notifications());
+            // Either way the next round finds out.
+            let _ = select.ready_deadline(deadline.min(self.waiting_since + confirm_timeout));
+        }
+    }
+
+    fn fill_window(&mut self, progress: &mut Progress<'_>, settings: &Settings) -> Result<(), Stop> {
+        while let Some(index) = progress.next_open() {
+            let envelope = &progress.envelopes[index];
+            let bytes = envelope.body.len();
+            let room = self.unconfirmed.len() < settings.window_messages
+                && self.unconfirmed.bytes() + bytes <= settings.window_bytes;
+            if self.unconfirmed.is_empty() {
+                self.waiting_since = Instant::now();
+            } else if !room {
+                break;
+            }
+            let publish = Publish {
+                body: &envelope.body,
+                routing_key: envelope.routing_key.clone(),
+                mandatory: true,
+                immediate: false,
+                properties: properties(envelope),
+            };
+            self.channel
+                .call(PUBLISHING, |raw| raw.basic_publish(&envelope.exchange, publish))
+                .map_err(Stop::Failed)?;
+            self.unconfirmed.push(Sent { call: progress.call, index, bytes, returned: None });
+            progress.next = index + 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the confirms that have come. False if no more can come.
+    fn take_confirms(&mut self, progress: &mut Progress<'_>, connector: &mut Connector) -> bool {
+        loop {
+            let confirm = match self.confirms.try_recv() {
+                Ok(confirm) => confirm,
+                Err(error) => return error == TryRecvError::Empty,
+            };
+            connector.steady();
+            self.waiting_since = Instant::now();
+            // The broker returns a message before it confirms it, so its return is here by now.
+            for returned in self.returns.try_iter() {
+                self.unconfirmed.return_first(returned.reply_code, returned.reply_text.clone(), |sent| {
+                    sent.call == progress.call && is_same(&progress.envelopes[sent.index], &returned)
+                });
+            }
+            let (confirmed, payload) = match confirm {
+                Confirm::Ack(payload) => (true, payload),
+                Confirm::Nack(payload) => (false, payload),
+            };
+            for sent in self.unconfirmed.settle(payload.delivery_tag, payload.multiple) {
+                if sent.call == progress.call {
+                    let outcome = match sent.returned {
+                        Some((code, text)) => Outcome::Refused(Reason::Returned { code, text }),
+                        None if confirmed => Outcome::Confirmed,
+                        None => Outcome::Refused(Reason::Nacked),
+                    };
+                    progress.settle(sent.index, outcome);
+                }
+            }
+        }
+    }
+}
+
+/// How far a call has come.
+struct Progress<'a> {
+    call: u64,
+    envelopes: &'a [Envelope],
+    outcomes: Vec<Outcome>,
+    /// How many are open.
+    open: usize,
+    /// The first that hasn't been sent on the present connection.
+    next: usize,
+}
+
+#[derive(Clone)]
+enum Outcome {
+    Open,
+    Confirmed,
+    Refused(Reason),
+}
+
+impl<'a> Progress<'a> {
+    fn new(call: u64, envelopes: &'a [Envelope], largest_body: usize) -> Self {
+        let mut progress =
+            Self { call, envelopes, outcomes: vec![Outcome::Open; envelopes.len()], open: envelopes.len(), next: 0 };
+        for (index, envelope) in envelopes.iter().enumerate() {
+            if let Err(why) = validate(envelope, largest_body) {
+                progress.settle(index, Outcome::Refused(Reason::Invalid(why)));
+            }
+        }
+        progress
+    }
+
+    fn is_settled(&self) -> bool {
+        self.open == 0
+    }
+
+    fn is_open(&self, index: usize) -> bool {
+        matches!(self.outcomes[index], Outcome::Open)
+    }
+
+    /// The next message to be sent.
+    fn next_open(&self) -> Option<usize> {
+        (self.next..self.outcomes.len()).find(|&index| self.is_open(index))
+    }
+
+    fn settle(&mut self, index: usize, outcome: Outcome) {
+        self.outcomes[index] = outcome;
+        self.open -= 1;
+    }
+
+    /// If the broker closed the channel over an exchange that isn't there or may not be used, refuses the messages to
+    /// that exchange: else they would stop the others for ever.
+    fn refuse_culprits(&mut self, error: &Error) -> bool {
+        const CODES: [u16; 2] = [403, 404];
+        let Error::Refused { code, text, .. } = error else { return false };
+        let exchange = text.split_once("exchange '").and_then(|(_, rest)| rest.split_once('\''));
+        let (true, Some((exchange, _))) = (CODES.contains(code), exchange) else { return false };
+        let before = self.open;
+        for (index, envelope) in self.envelopes.iter().enumerate() {
+            if self.is_open(index) && envelope.exchange == exchange {
+                self.settle(index, Outcome::Refused(Reason::Returned { code: *code, text: text.clone() }));
+            }
+        }
+        self.open < before
+    }
+
+    fn unavailable(&self, source: Error) -> PublishError {
+        let unconfirmed = self.outcomes.iter().enumerate();
+        let unconfirmed = unconfirmed.filter(|(_, outcome)| !matches!(outcome, Outcome::Confirmed));
+        PublishError::Unavailable { unconfirmed: unconfirmed.map(|(index, _)| index).collect(), source }
+    }
+
+    fn into_result(self) -> Result<(), PublishError> {
+        let refused: Vec<_> = self
+            .outcomes
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, outcome)| match outcome {
+                Outcome::Refused(reason) => Some((index, reason)),
+                Outcome::Confirmed | Outcome::Open => None,
+            })
+            .collect();
+        if refused.is_empty() { Ok(()) } else { Err(PublishError::Refused { refused }) }
+    }
+}
+
+/// Whether the broker would take it for what it is. A string that is too long closes the connection.
+fn validate(envelope: &Envelope, largest_body: usize) -> Result<(), String> {
+    let strings = [
+        ("exchange", Some(&envelope.exchange)),
+        ("routing key", Some(&envelope.routing_key)),
+        ("type", envelope.kind.as_ref()),
+        ("message id", Some(&envelope.message_id)),
+        ("correlation id", envelope.correlation_id.as_ref()),
+    ];
+    let headers = envelope.headers.keys().map(|name| ("header's name", Some(name)));
+    for (what, string) in strings.into_iter().chain(headers) {
+        let bytes = string.map_or(0, String::len);
+        if bytes > LONGEST_STRING {
+            return Err(format!("its {what} has {bytes} bytes, more than {LONGEST_STRING}"));
+        }
+    }
+    let headers: usize = envelope.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if headers > LARGEST_HEADERS {
+        return Err(format!("its headers have {headers} bytes, more than {LARGEST_HEADERS}"));
+    }
+    let body = envelope.body.len();
+    if body > largest_body {
+        return Err(format!("its body has {body} bytes, more than broker.window_bytes = {largest_body}"));
+    }
+    Ok(())
+}
+
+fn properties(envelope: &Envelope) -> AmqpProperties {
+    let mut headers: FieldTable =
+        envelope.headers.iter().map(|(name, value)| (name.clone(), AmqpValue::LongString(value.clone()))).collect();
+    let now_ms = Utc::now().timestamp_millis().to_string();
+    headers.insert(header::PUBLISHED_AT_MS.into(), AmqpValue::LongString(now_ms));
+    let mut properties = AmqpProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(envelope.message_id.clone())
+        .with_timestamp(envelope.created_at.timestamp().try_into().unwrap_or_default())
+        .with_headers(headers);
+    if let Some(kind) = &envelope.kind {
+        properties = properties.with_type_(kind.clone());
+    }
+    if let Some(correlation_id) = &envelope.correlation_id {
+        properties = properties.with_correlation_id(correlation_id.clone());
+    }
+    properties
+}
+
+fn is_same(envelope: &Envelope, returned: &Return) -> bool {
+    returned.properties.message_id().as_ref() == Some(&envelope.message_id)
+        && returned.exchange == envelope.exchange
+        && returned.routing_key == envelope.routing_key
 }

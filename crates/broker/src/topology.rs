@@ -1,6 +1,15 @@
-use domain::topology::Topology;
+use amiquip::{
+    AmqpValue,
+    AmqpValue::{LongInt, LongLongInt, LongString},
+    ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
+};
+use domain::topology::{DELIVERY_LIMIT, Exchange, ExchangeKind, Expiry, Queue, Topology, exchange};
 
 use crate::{Error, Session};
+
+// AMQP's reply codes.
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
 
 /// How full a queue is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,14 +26,121 @@ pub struct QueueDepth {
 ///
 /// # Errors
 /// [`Error::MissingPlugin`], [`Error::Conflict`], [`Error::Refused`], or one that [is lost](Error::is_lost).
-pub fn declare(_session: &mut Session, _topology: &Topology) -> Result<(), Error> {
-    unimplemented!()
+pub fn declare(session: &mut Session, topology: &Topology) -> Result<(), Error> {
+    session.on_channel(|channel| {
+        for exchange in &topology.exchanges {
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            channel
+                .call("declaring an exchange", |raw| {
+                    raw.exchange_declare(exchange_type(exchange.kind), &exchange.name, options).map(drop)
+                })
+                .map_err(|error| explain_exchange(error, exchange))?;
+        }
+        for queue in &topology.queues {
+            let options = QueueDeclareOptions { durable: true, arguments: arguments(queue), ..Default::default() };
+            channel
+                .call("declaring a queue", |raw| raw.queue_declare(&queue.name, options).map(drop))
+                .map_err(|error| explain_conflict(error, "queue", &queue.name))?;
+        }
+        for binding in &topology.bindings {
+            channel.call("binding a queue", |raw| {
+                raw.queue_bind(&binding.queue, &binding.exchange, &binding.routing_key, FieldTable::new())
+            })?;
+        }
+        Ok(())
+    })
 }
 
 /// How full the queues are, in the same order.
 ///
 /// # Errors
 /// [`Error::MissingQueue`] for the first one that isn't there, or one that [is lost](Error::is_lost).
-pub fn depths(_session: &mut Session, _names: &[String]) -> Result<Vec<QueueDepth>, Error> {
-    unimplemented!()
+pub fn depths(session: &mut Session, names: &[String]) -> Result<Vec<QueueDepth>, Error> {
+    session.on_channel(|channel| {
+        let depth = |name: &String| {
+            let (messages, consumers) = channel
+                .call("asking for a queue's depth", |raw| {
+                    let queue = raw.queue_declare_passive(name)?;
+                    Ok((queue.declared_message_count(), queue.declared_consumer_count()))
+                })
+                .map_err(|error| explain_missing(error, name))?;
+            Ok(QueueDepth {
+                name: name.clone(),
+                messages: messages.unwrap_or_default(),
+                consumers: consumers.unwrap_or_default(),
+            })
+        };
+        names.iter().map(depth).collect()
+    })
+}
+
+fn exchange_type(kind: ExchangeKind) -> ExchangeType {
+    match kind {
+        ExchangeKind::Direct => ExchangeType::Direct,
+        ExchangeKind::Fanout => ExchangeType::Fanout,
+        ExchangeKind::Topic => ExchangeType::Topic,
+        ExchangeKind::ConsistentHash => ExchangeType::Custom(kind.as_str().into()),
+    }
+}
+
+/// A quorum queue's arguments.
+fn arguments(queue: &Queue) -> FieldTable {
+    let text = |text: &str| LongString(text.into());
+    let mut arguments = FieldTable::new();
+    let mut set = |key: &str, value: AmqpValue| arguments.insert(key.into(), value);
+    set("x-queue-type", text("quorum"));
+    // A full queue refuses, instead of dropping its oldest message.
+    set("x-overflow", text("reject-publish"));
+    let delivery_limit = match queue.expiry {
+        Expiry::DeadLetter => DELIVERY_LIMIT,
+        // Without a dead-letter exchange the message would be gone.
+        Expiry::ReturnAfter(_) | Expiry::Never => i32::MAX,
+    };
+    set("x-delivery-limit", LongInt(delivery_limit));
+    // Keeps the message until the queue that it goes to has confirmed it.
+    let at_least_once = text("at-least-once");
+    match &queue.expiry {
+        Expiry::DeadLetter => {
+            set("x-dead-letter-exchange", text(exchange::DEAD_LETTER));
+            set("x-dead-letter-routing-key", text(&queue.name));
+            set("x-dead-letter-strategy", at_least_once);
+        }
+        Expiry::ReturnAfter(delay) => {
+            set("x-message-ttl", LongLongInt(delay.as_millis().try_into().unwrap_or(i64::MAX)));
+            // To the queue that the routing key names, which is kept.
+            set("x-dead-letter-exchange", text(""));
+            set("x-dead-letter-strategy", at_least_once);
+        }
+        Expiry::Never => {}
+    }
+    arguments
+}
+
+fn explain_exchange(error: Error, exchange: &Exchange) -> Error {
+    match &error {
+        Error::Closed { text, .. } | Error::Refused { text, .. } if text.contains("exchange type") => {
+            Error::MissingPlugin { exchange: exchange.name.clone() }
+        }
+        _ => explain_conflict(error, "exchange", &exchange.name),
+    }
+}
+
+fn explain_conflict(error: Error, kind: &str, name: &str) -> Error {
+    match error {
+        Error::Refused { code: PRECONDITION_FAILED, text, .. } => {
+            Error::Conflict { what: format!("{kind} `{name}`"), text }
+        }
+        other => other,
+    }
+}
+
+/// Tells a queue that isn't there from one that can't be reached for the moment, which has the same code.
+pub(crate) fn explain_missing(error: Error, queue: &str) -> Error {
+    match &error {
+        Error::Refused { code: NOT_FOUND, text, .. } if text.contains("no queue") => {
+            Error::MissingQueue { queue: queue.into() }
+        }
+        Error::Refused { code: NOT_FOUND, doing, text } => Error::lost(doing, text.clone()),
+        _ => error,
+    }
 }

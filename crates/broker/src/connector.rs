@@ -1,0 +1,94 @@
+use std::{thread, time::Instant};
+
+use telemetry::{BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnblocked, emit};
+
+use crate::{Error, Link, Session, Settings, backoff::Backoff};
+
+type Hook = Box<dyn FnMut(&mut Session) -> Result<(), Error> + Send>;
+
+/// Opens the sessions of a publisher or consumer, one after another, and tells telemetry.
+pub(crate) struct Connector {
+    pub(crate) settings: Settings,
+    name: String,
+    purpose: &'static str,
+    hook: Option<Hook>,
+    link: Link,
+    /// Whether there has been a session.
+    again: bool,
+    backoff: Backoff,
+    /// When to try again, after a failure.
+    retry_at: Option<Instant>,
+}
+
+impl Connector {
+    pub(crate) fn new(settings: &Settings, name: &str, purpose: &'static str) -> Self {
+        Self {
+            settings: settings.clone(),
+            name: name.into(),
+            purpose,
+            hook: None,
+            link: Link::default(),
+            again: false,
+            backoff: Backoff::new(),
+            retry_at: None,
+        }
+    }
+
+    pub(crate) fn on_connect(&mut self, hook: impl FnMut(&mut Session) -> Result<(), Error> + Send + 'static) {
+        self.hook = Some(Box::new(hook));
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Waits until it's time to connect. False if `until` comes first.
+    pub(crate) fn wait(&self, until: Instant) -> bool {
+        let retry_at = self.retry_at.unwrap_or_else(Instant::now);
+        thread::sleep(retry_at.min(until).saturating_duration_since(Instant::now()));
+        retry_at <= until
+    }
+
+    /// Opens a session, runs the hook, and sets up what the session is for.
+    pub(crate) fn connect<T>(
+        &mut self,
+        set_up: impl FnOnce(&mut Session) -> Result<T, Error>,
+    ) -> Result<(Session, T), Error> {
+        let mut session = Session::open(&self.settings, &self.name)?;
+        let hooked = self.hook.as_mut().map_or(Ok(()), |hook| hook(&mut session));
+        match hooked.and_then(|()| set_up(&mut session)) {
+            Ok(made) => {
+                emit(BrokerConnected { purpose: self.purpose, again: self.again });
+                self.again = true;
+                self.link.set_connected(true);
+                Ok((session, made))
+            }
+            Err(error) => Err(session.post_mortem(error)),
+        }
+    }
+
+    /// Notes that the session has done its work for a while: the next failure is a new one.
+    pub(crate) fn steady(&mut self) {
+        self.backoff.reset();
+    }
+
+    /// Notes that there's no session, and sets the time of the next attempt.
+    pub(crate) fn lost(&mut self, error: &Error) {
+        let wait = self.backoff.wait();
+        self.retry_at = Some(Instant::now() + wait);
+        emit(BrokerLost { purpose: self.purpose, error: &error.chain(), retry_in: wait });
+        self.link.set_connected(false);
+        self.link.set_blocked(false);
+    }
+
+    /// Notes whether the broker accepts messages.
+    pub(crate) fn blocked(&mut self, reason: Option<&str>) {
+        if self.link.is_blocked() != reason.is_some() {
+            match reason {
+                Some(reason) => emit(BrokerBlocked { reason }),
+                None => emit(BrokerUnblocked),
+            }
+            self.link.set_blocked(reason.is_some());
+        }
+    }
+}
