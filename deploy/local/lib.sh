@@ -3,6 +3,7 @@
 
 set -euo pipefail
 umask 077
+export LC_ALL=C.UTF-8 # numbers and messages read alike everywhere
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 local_dir=$root/.local
