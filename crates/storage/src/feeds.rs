@@ -45,28 +45,33 @@ pub fn write(conn: &mut PgConnection, chunks: &[(TweetId, FollowerRange)]) -> Re
 /// # Errors
 /// [`crate::Error::NotFound`] when there's no such reader.
 pub fn page(conn: &mut PgConnection, reader: UserId, before: TweetId, limit: i64) -> Result<Vec<Shown>> {
-    // One statement of the query builder, so that it's prepared once on each connection: planning these joins costs
-    // more than running them.
-    let reader_row = diesel::alias!(user as reader_row);
-    let shown: Vec<Shown> =
-        feed_entry::table
-            .inner_join(tweet::table.on(tweet::id.eq(feed_entry::tweet_id)))
-            .inner_join(subscription::table.on(
-                subscription::author_id.eq(tweet::author_id).and(subscription::follower_id.eq(feed_entry::reader_id)),
-            ))
-            .inner_join(user::table.on(user::id.eq(tweet::author_id)))
-            .inner_join(reader_row.on(reader_row.field(user::id).eq(feed_entry::reader_id)))
-            .filter(feed_entry::reader_id.eq(reader.0).and(feed_entry::tweet_id.lt(before.0)))
-            .filter(tweet::deleted_at.is_null().and(subscription::since_tweet_id.le(tweet::id)))
-            .filter(user::deleted_at.is_null().and(reader_row.field(user::deleted_at).is_null()))
-            .order(feed_entry::tweet_id.desc())
-            .limit(limit)
-            .select((tweet::id, user::login, tweet::text, tweet::created_at))
-            .load(conn)?;
+    let shown: Vec<Shown> = page_query(reader, before, limit).load(conn)?;
     if shown.is_empty() {
         crate::users::require(conn, reader)?;
     }
     Ok(shown)
+}
+
+diesel::alias!(pub(crate) const READER: Alias<ReaderRow> = user as reader_row);
+
+/// One statement of the query builder, so that it's prepared once on each connection: planning these joins costs more
+/// than running them.
+#[diesel::dsl::auto_type(no_type_alias)]
+pub(crate) fn page_query(reader: UserId, before: TweetId, limit: i64) -> _ {
+    let reader: i64 = reader.0;
+    let before: i64 = before.0;
+    let reads = subscription::author_id.eq(tweet::author_id).and(subscription::follower_id.eq(feed_entry::reader_id));
+    feed_entry::table
+        .inner_join(tweet::table.on(tweet::id.eq(feed_entry::tweet_id)))
+        .inner_join(subscription::table.on(reads))
+        .inner_join(user::table.on(user::id.eq(tweet::author_id)))
+        .inner_join(READER.on(READER.field(user::id).eq(feed_entry::reader_id)))
+        .filter(feed_entry::reader_id.eq(reader).and(feed_entry::tweet_id.lt(before)))
+        .filter(tweet::deleted_at.is_null().and(subscription::since_tweet_id.le(tweet::id)))
+        .filter(user::deleted_at.is_null().and(READER.field(user::deleted_at).is_null()))
+        .order(feed_entry::tweet_id.desc())
+        .limit(limit)
+        .select((tweet::id, user::login, tweet::text, tweet::created_at))
 }
 
 /// Removes the author's tweets from the reader's feed.

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod attempts;
 pub mod audit;
 pub mod avatars;
+pub mod baseline;
 pub mod dead_letters;
 mod error;
 pub mod feeds;

@@ -7,7 +7,7 @@ use diesel::{
 };
 use domain::{UserId, message::SendNotificationChunk, values::Channel};
 
-fn table(channel: Channel) -> &'static str {
+pub(crate) fn table(channel: Channel) -> &'static str {
     match channel {
         Channel::Email => "email_notification",
         Channel::Phone => "sms_notification",

@@ -1,0 +1,473 @@
+//! How fast a tweet reaches its author's followers.
+
+use super::{
+    Fanout,
+    report::{Figure, Machine, Report, median, spread},
+    stage::Stage,
+};
+use anyhow::{Context as _, bail, ensure};
+use domain::{
+    TweetId, UserId,
+    message::{Message as _, Tweet, UpdateFeed},
+    values::{Channel, TweetText},
+};
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+use storage::{baseline, tweets};
+
+/// Users have ids from here on, in order: the author at hand follows from the number.
+const FIRST_READER: i64 = 1000;
+/// Followers in a chunk, all of whose rows are committed at once: `feed_fanout.chunk` as it stands in the defaults.
+const CHUNK: i64 = 1000;
+const TEXT: &str = "A tweet as long as most of them are: some eighty characters, which is more than fit an SMS.";
+
+/// Authors, whose ids precede the readers'.
+const TIMED: UserId = UserId(1);
+const EARLIER: UserId = UserId(2);
+const SIZES: [(UserId, i64); 3] = [(UserId(11), 1000), (UserId(12), 10_000), (UserId(13), 100_000)];
+const LARGEST: UserId = UserId(14);
+const SINGLES: UserId = UserId(15);
+const HOME: UserId = UserId(16);
+const CROWD: std::ops::Range<i64> = 100..300;
+const CROWD_FOLLOWERS: i64 = 100;
+
+/// Measures, prints the table to standard output, and writes it with the JSON.
+///
+/// # Errors
+/// When something fails, or a measured tweet doesn't arrive whole.
+pub fn run(args: &Fanout, database: &storage::Settings, broker: &broker::Settings) -> anyhow::Result<()> {
+    ensure!(!cfg!(debug_assertions), "this is a debug build, whose figures mean nothing: use `make bench`");
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{elapsed_precise} {bar:30} {msg}")?);
+    bar.set_length(7);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let begin = |what: &str| {
+        bar.inc(1);
+        bar.set_message(what.to_owned());
+        log::info!("{what}");
+    };
+    begin("filling the database");
+    let mut stage = Stage::new(args, database, broker)?;
+    fill(args, &stage)?;
+
+    let mut figures = Vec::new();
+    stage.start(&[])?;
+    begin("a tweet to many followers, and plain INSERTs of the same rows, in turn");
+    let many = many(args, &stage, &mut figures)?;
+    begin("authors of different sizes");
+    sizes(args, &stage, &mut figures)?;
+    begin("200 authors at once");
+    crowd(args, &stage, &mut figures)?;
+    memory(&stage, &mut figures)?;
+    begin("reading feeds, over HTTP and by pgbench");
+    reading(args, &stage, database, &mut figures)?;
+    stage.stop()?;
+    begin("one message for each follower, in batches of one");
+    let single = singles(&mut stage)?;
+    figures.insert(
+        1,
+        Figure {
+            what: format!("{} followers: rate ÷ rate of one message for each follower, batches of one", args.followers),
+            value: many / single,
+            unit: "",
+            asked: None,
+            reached: None,
+            detail: format!("{many:.0} followers/s and {single:.0} followers/s"),
+        },
+    );
+    bar.finish_and_clear();
+
+    let postgres = baseline::server_version(&mut *stage.connection()?)?;
+    let at = chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
+    let report = Report { benchmark: "fanout", at, machine: Machine::this(postgres), figures };
+    report.write(&args.out)?;
+    println!("{}", report.to_markdown());
+    Ok(())
+}
+
+/// Users, who follows whom, and feeds with a past.
+fn fill(args: &Fanout, stage: &Stage) -> anyhow::Result<()> {
+    let mut conn = stage.connection()?;
+    let readers = i64::from(args.followers.max(args.largest));
+    baseline::seed_users(&mut conn, "author", 1, CROWD.end)?;
+    for first in (0..readers).step_by(100_000) {
+        baseline::seed_users(&mut conn, "reader", FIRST_READER + first, (readers - first).min(100_000))?;
+    }
+    let followers = i64::from(args.followers);
+    let follow = |conn: &mut _, author, count| baseline::seed_followers(conn, author, FIRST_READER, count);
+    follow(&mut conn, TIMED, followers)?;
+    follow(&mut conn, EARLIER, followers)?;
+    for (author, count) in SIZES {
+        follow(&mut conn, author, count.min(readers))?;
+    }
+    follow(&mut conn, LARGEST, i64::from(args.largest))?;
+    follow(&mut conn, SINGLES, 5000.min(readers))?;
+    follow(&mut conn, HOME, 1)?;
+    for author in CROWD {
+        let first = FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % (readers - CROWD_FOLLOWERS).max(1);
+        baseline::seed_followers(&mut conn, UserId(author), first, CROWD_FOLLOWERS)?;
+    }
+    // In slices, for memory's sake; the entries of one reader still lie together.
+    let entries = i64::from(args.entries);
+    if entries > 0 {
+        baseline::seed_feeds(&mut conn, EARLIER, entries, FIRST_READER, followers)?;
+    }
+    baseline::seed_feeds(&mut conn, HOME, 800 - entries.min(799), FIRST_READER, 1)?;
+    baseline::settle(&mut conn)?;
+    Ok(())
+}
+
+/// The readers by whose rows the arrival of every chunk is told: the last one of each, and for each channel the last
+/// one who has it. A chunk's rows are committed together, so the last one stands for all.
+struct Arrival {
+    tweet: TweetId,
+    feeds: Vec<i64>,
+    email: Vec<i64>,
+    phone: Vec<i64>,
+}
+
+impl Arrival {
+    fn of(tweet: TweetId, followers: i64) -> Self {
+        let mut arrival = Self { tweet, feeds: Vec::new(), email: Vec::new(), phone: Vec::new() };
+        for first in (0..followers).step_by(usize::try_from(CHUNK).unwrap_or(1)) {
+            let last = FIRST_READER + (first + CHUNK).min(followers) - 1;
+            arrival.feeds.push(last);
+            // Users with even ids have an e-mail address.
+            let (even, odd) = if last % 2 == 0 { (last, last - 1) } else { (last - 1, last) };
+            arrival.email.push(even);
+            arrival.phone.push(odd);
+        }
+        arrival
+    }
+
+    /// Looks at what is still missing; answers whether nothing is.
+    fn is_complete(&mut self, conn: &mut storage::PgConnection) -> storage::Result<bool> {
+        if !self.feeds.is_empty() {
+            self.feeds = baseline::readers_without(conn, self.tweet, &self.feeds)?;
+        }
+        for (channel, users) in [(Channel::Email, &mut self.email), (Channel::Phone, &mut self.phone)] {
+            if !users.is_empty() {
+                *users = baseline::users_without(conn, channel, self.tweet, users)?;
+            }
+        }
+        Ok(self.feeds.is_empty() && self.email.is_empty() && self.phone.is_empty())
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).build().into()
+}
+
+/// Posts by way of the gateway, `async=true`; answers the tweet and the moment of the answer.
+fn post(agent: &ureq::Agent, gateway: &str, author: UserId) -> anyhow::Result<(TweetId, Instant)> {
+    let mut answer = agent
+        .post(format!("{gateway}/api/v1/post-tweet"))
+        .send_json(json!({"userId": author.0, "text": TEXT, "async": true}))
+        .context("the gateway didn't take a tweet")?;
+    let body: serde_json::Value = answer.body_mut().read_json().context("the gateway's answer can't be read")?;
+    let moment = Instant::now();
+    Ok((TweetId(body["id"].as_i64().context("the gateway's answer has no id")?), moment))
+}
+
+/// From the answer until the last row of the tweet is committed.
+fn time_tweet(stage: &Stage, agent: &ureq::Agent, author: UserId, followers: i64) -> anyhow::Result<Duration> {
+    const LIMIT: Duration = Duration::from_secs(300);
+    let mut conn = stage.connection()?;
+    baseline::checkpoint(&mut conn)?;
+    let (tweet, start) = post(agent, &stage.fleet.gateway_url(), author)?;
+    let mut arrival = Arrival::of(tweet, followers);
+    while !arrival.is_complete(&mut conn)? {
+        ensure!(start.elapsed() < LIMIT, "a tweet to {followers} followers hasn't arrived after {LIMIT:?}");
+        thread::sleep(Duration::from_millis(4));
+    }
+    let elapsed = start.elapsed();
+    let rows = baseline::rows_of(&mut conn, tweet)?;
+    ensure!(rows == (followers, followers), "{rows:?} rows of a tweet to {followers} followers");
+    Ok(elapsed)
+}
+
+/// The same rows by three sessions of plain statements at once.
+fn time_plain(stage: &Stage, author: UserId, followers: i64) -> anyhow::Result<Duration> {
+    let mut conn = stage.connection()?;
+    let text = TweetText::parse(TEXT)?;
+    let tweet = stage.database.transaction(|conn| tweets::post(conn, author, &text))?;
+    let sms = text.for_sms();
+    baseline::checkpoint(&mut conn)?;
+    let start = Instant::now();
+    let written: Vec<storage::Result<usize>> = thread::scope(|scope| {
+        let notify = |channel, text| {
+            stage.database.transaction(|conn| baseline::plain_notifications(conn, channel, author, tweet.id, text))
+        };
+        let sessions = [
+            scope.spawn(|| stage.database.transaction(|conn| baseline::plain_feed_rows(conn, author, tweet.id))),
+            scope.spawn(|| notify(Channel::Email, text.as_str())),
+            scope.spawn(|| notify(Channel::Phone, &sms)),
+        ];
+        sessions.into_iter().map(|session| session.join().unwrap_or_else(|_| Ok(0))).collect()
+    });
+    let elapsed = start.elapsed();
+    let rows: usize = written.into_iter().sum::<storage::Result<usize>>()?;
+    ensure!(i64::try_from(rows) == Ok(2 * followers), "{rows} rows written plainly for {followers} followers");
+    Ok(elapsed)
+}
+
+/// Answers the rate in followers/s.
+fn many(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<f64> {
+    let (agent, followers) = (agent(), i64::from(args.followers));
+    let (mut fleet, mut plain, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    // The first of each warms caches and plans.
+    for run in 0..=args.runs {
+        let way = f64::from(args.followers) / time_tweet(stage, &agent, TIMED, followers)?.as_secs_f64();
+        let statements = f64::from(args.followers) / time_plain(stage, TIMED, followers)?.as_secs_f64();
+        if run > 0 {
+            fleet.push(way);
+            plain.push(statements);
+            ratios.push(way / statements);
+        }
+    }
+    let ratio = median(&ratios);
+    figures.push(Figure {
+        what: format!("{} followers: rate ÷ rate of plain INSERT … SELECT by three sessions", args.followers),
+        value: ratio,
+        unit: "",
+        asked: Some("≥ 0.5"),
+        reached: Some(ratio >= 0.5),
+        detail: format!(
+            "{} and {} followers/s; ratios {}; {} runs",
+            spread(&fleet),
+            spread(&plain),
+            spread(&ratios),
+            args.runs
+        ),
+    });
+    Ok(median(&fleet))
+}
+
+fn sizes(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    let agent = agent();
+    let mut costs = Vec::new();
+    let largest = i64::from(args.largest);
+    for (author, followers) in SIZES.into_iter().chain([(LARGEST, largest)]).filter(|(_, count)| *count <= largest) {
+        let runs: Vec<f64> = (0..args.runs.min(3))
+            .map(|_| Ok(time_tweet(stage, &agent, author, followers)?.as_secs_f64() * 1e6 / followers as f64))
+            .collect::<anyhow::Result<_>>()?;
+        costs.push((followers, median(&runs)));
+        figures.push(Figure {
+            what: format!("{followers} followers: time ÷ followers"),
+            value: median(&runs),
+            unit: "µs",
+            asked: None,
+            reached: None,
+            detail: spread(&runs),
+        });
+    }
+    let large: Vec<f64> = costs.iter().filter(|(followers, _)| *followers >= 10_000).map(|(_, cost)| *cost).collect();
+    let factor = large.iter().copied().fold(0.0, f64::max) / large.iter().copied().fold(f64::INFINITY, f64::min);
+    figures.push(Figure {
+        what: "time ÷ followers from 10,000 up: largest ÷ smallest".into(),
+        value: factor,
+        unit: "",
+        asked: Some("≤ 1.5"),
+        reached: Some(factor <= 1.5),
+        detail: String::new(),
+    });
+    Ok(())
+}
+
+fn crowd(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    const POSTERS: usize = 8;
+    let readers = i64::from(args.followers.max(args.largest));
+    let first = |author: i64| FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % (readers - CROWD_FOLLOWERS).max(1);
+    let authors = Mutex::new(CROWD);
+    let waiting = Mutex::new(Vec::new());
+    let mut latencies = Histogram::<u64>::new(3).context("a histogram")?;
+    let gateway = stage.fleet.gateway_url();
+    let start = Instant::now();
+    thread::scope(|scope| -> anyhow::Result<()> {
+        let posters: Vec<_> = (0..POSTERS)
+            .map(|_| {
+                scope.spawn(|| -> anyhow::Result<()> {
+                    let agent = agent();
+                    loop {
+                        let Some(author) = authors.lock().expect("no poster panics").next() else { return Ok(()) };
+                        let (tweet, moment) = post(&agent, &gateway, UserId(author))?;
+                        waiting.lock().expect("no poster panics").push((tweet, first(author), moment));
+                    }
+                })
+            })
+            .collect();
+        let mut conn = stage.connection()?;
+        let mut seen = 0;
+        while seen < CROWD.count() {
+            ensure!(start.elapsed() < Duration::from_secs(120), "tweets of 200 authors haven't arrived");
+            let candidates = waiting.lock().expect("no poster panics").clone();
+            for (tweet, reader, moment) in candidates {
+                if baseline::readers_without(&mut conn, tweet, &[reader])?.is_empty() {
+                    let micros = u64::try_from(moment.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    latencies.record(micros).context("an impossible latency")?;
+                    waiting.lock().expect("no poster panics").retain(|(waiting, ..)| *waiting != tweet);
+                    seen += 1;
+                }
+            }
+        }
+        for poster in posters {
+            poster.join().map_err(|_| anyhow::anyhow!("a poster panicked"))??;
+        }
+        Ok(())
+    })?;
+    for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+        figures.push(Figure {
+            what: format!("200 authors with 100 followers each, all at once: answer to visible, {name}"),
+            value: latencies.value_at_quantile(quantile) as f64 / 1000.0,
+            unit: "ms",
+            asked: None,
+            reached: None,
+            detail: format!("{POSTERS} connections; all visible after {:.2} s", start.elapsed().as_secs_f64()),
+        });
+    }
+    Ok(())
+}
+
+fn memory(stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    for (name, bytes) in stage.fleet.resident_bytes()? {
+        let mebibytes = bytes as f64 / 1024.0 / 1024.0;
+        figures.push(Figure {
+            what: format!("resident memory of {} after all that", name.0),
+            value: mebibytes,
+            unit: "MiB",
+            asked: Some("≤ 40 MB"),
+            reached: Some(bytes <= 40_000_000),
+            detail: String::new(),
+        });
+    }
+    Ok(())
+}
+
+/// Feeds are read over HTTP, then by pgbench with the same query.
+fn reading(
+    args: &Fanout,
+    stage: &Stage,
+    database: &storage::Settings,
+    figures: &mut Vec<Figure>,
+) -> anyhow::Result<()> {
+    const CONNECTIONS: usize = 32;
+    let url = format!("{}/api/v1/get-feed/{FIRST_READER}?count=20", stage.fleet.gateway_url());
+    let end = Instant::now() + Duration::from_secs(args.seconds.into());
+    let start = Instant::now();
+    let histograms: Vec<anyhow::Result<Histogram<u64>>> = thread::scope(|scope| {
+        let connections: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                scope.spawn(|| -> anyhow::Result<Histogram<u64>> {
+                    let agent = agent();
+                    let mut latencies = Histogram::new(3).context("a histogram")?;
+                    while Instant::now() < end {
+                        let start = Instant::now();
+                        let mut answer = agent.get(&url).call().context("a feed can't be read")?;
+                        let body = answer.body_mut().read_to_vec().context("a feed can't be read")?;
+                        ensure!(body.len() > 1000, "a feed of only {} bytes", body.len());
+                        latencies.record(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))?;
+                    }
+                    Ok(latencies)
+                })
+            })
+            .collect();
+        connections.into_iter().map(|c| c.join().unwrap_or_else(|_| bail!("a reader panicked"))).collect()
+    });
+    let elapsed = start.elapsed().as_secs_f64();
+    let mut latencies = Histogram::<u64>::new(3).context("a histogram")?;
+    for histogram in histograms {
+        latencies.add(histogram?)?;
+    }
+    let rate = latencies.len() as f64 / elapsed;
+    let p99 = latencies.value_at_quantile(0.99) as f64 / 1000.0;
+    let pgbench = pgbench(args, stage, database)?;
+    figures.push(Figure {
+        what: format!("get-feed of a reader with 800 entries, {CONNECTIONS} connections: requests/s ÷ pgbench's"),
+        value: rate / pgbench,
+        unit: "",
+        asked: None,
+        reached: None,
+        detail: format!("{rate:.0} requests/s, p99 {p99:.1} ms; pgbench {pgbench:.0} queries/s"),
+    });
+    Ok(())
+}
+
+/// Queries/s of pgbench with 32 sessions that read the same page.
+fn pgbench(args: &Fanout, stage: &Stage, database: &storage::Settings) -> anyhow::Result<f64> {
+    let script = args.out.join("feed_page.sql");
+    let query = baseline::feed_page_sql()
+        .replace("$1", &FIRST_READER.to_string())
+        .replace("$2", &i64::MAX.to_string())
+        .replace("$3", "20");
+    fs::write(&script, query + ";\n").with_context(|| format!("can't write {}", script.display()))?;
+    drop(stage.connection()?);
+    let mut url = url::Url::parse(database.url.expose()).context("the database's URL can't be read")?;
+    url.set_path("murmuration_bench");
+    let output = Command::new(pgbench_binary())
+        .args(["--no-vacuum", "--protocol=prepared", "--client=32", "--jobs=2"])
+        .arg(format!("--time={}", args.seconds))
+        .arg("--file")
+        .arg(&script)
+        .arg("--dbname")
+        .arg(url.as_str())
+        .output()
+        .context("can't run pgbench, which comes with PostgreSQL")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok());
+    rate.with_context(|| format!("pgbench failed: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// Debian keeps it outside the path.
+fn pgbench_binary() -> PathBuf {
+    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin/pgbench")))
+        .filter(|path| path.exists())
+        .collect();
+    found.sort();
+    found.pop().unwrap_or_else(|| "pgbench".into())
+}
+
+/// Followers/s of the fleet when it's fed as other programs feed it, and takes no batches.
+fn singles(stage: &mut Stage) -> anyhow::Result<f64> {
+    const FOLLOWERS: i64 = 3000;
+    let one: Vec<(String, &str)> = ["FEED_UPDATER", "EMAIL_NOTIFIER", "SMS_NOTIFIER"]
+        .into_iter()
+        .flat_map(|service| {
+            [("BATCH", "1"), ("PREFETCH", "1"), ("LINGER_MS", "0")]
+                .map(|(key, value)| (format!("MURMURATION__{service}__{key}"), value))
+        })
+        .collect();
+    let one: Vec<(&str, &str)> = one.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    stage.start(&one)?;
+    let text = TweetText::parse(TEXT)?;
+    let tweet: Tweet = stage.database.transaction(|conn| tweets::post(conn, SINGLES, &text))?;
+    let envelopes: Vec<_> = (FIRST_READER..FIRST_READER + FOLLOWERS)
+        .map(|reader| UpdateFeed { tweet: tweet.clone(), follower_id: UserId(reader) }.envelope())
+        .collect();
+    let mut publisher = broker::Publisher::new(&stage.broker, "fleetctl");
+    let start = Instant::now();
+    let limit = start + Duration::from_secs(300);
+    publisher.publish_all(&envelopes, limit).context("the broker didn't take the messages")?;
+    let mut conn = stage.connection()?;
+    let readers: Vec<i64> = (FIRST_READER..FIRST_READER + FOLLOWERS).collect();
+    let (mut email, mut phone): (Vec<i64>, Vec<i64>) = readers.iter().partition(|reader| *reader % 2 == 0);
+    while !email.is_empty() || !phone.is_empty() {
+        ensure!(Instant::now() < limit, "single messages haven't arrived");
+        email = baseline::users_without(&mut conn, Channel::Email, tweet.id, &email)?;
+        phone = baseline::users_without(&mut conn, Channel::Phone, tweet.id, &phone)?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    let rate = FOLLOWERS as f64 / start.elapsed().as_secs_f64();
+    stage.stop()?;
+    Ok(rate)
+}

@@ -1,0 +1,96 @@
+//! A database, a vhost and a fleet of processes for one benchmark.
+
+use super::Fanout;
+use crate::fleet::Fleet;
+use anyhow::Context as _;
+use management::Management;
+use settings::Secret;
+use std::time::Duration;
+use storage::{Connection, Database, admin, migrations};
+use url::Url;
+
+const NAME: &str = "murmuration_bench";
+
+/// Set up by [`Stage::new`], taken down when dropped.
+pub(super) struct Stage {
+    pub database: Database,
+    pub broker: broker::Settings,
+    pub fleet: Fleet,
+    admin: storage::Settings,
+    management: Management,
+    keep: bool,
+}
+
+impl Stage {
+    /// An empty, migrated database and an empty vhost; no process yet. What an interrupted run has left is removed.
+    pub(super) fn new(args: &Fanout, database: &storage::Settings, broker: &broker::Settings) -> anyhow::Result<Self> {
+        let mut admin = database.clone();
+        // Filling takes minutes, and a benchmark is no place for a retry.
+        admin.statement_timeout_ms = 0;
+        admin.call_timeout_ms = 3_600_000;
+        admin.pool_size = 12;
+        let at = |url: &Secret| -> anyhow::Result<Secret> {
+            let mut url = Url::parse(url.expose()).context("a server's URL can't be read")?;
+            url.set_path(NAME);
+            Ok(Secret::from(url.to_string()))
+        };
+        let own = storage::Settings { url: at(&admin.url)?, ..admin.clone() };
+        let broker = broker::Settings { url: at(&broker.url)?, ..broker.clone() };
+        let management = Management::new(&args.management_url)?;
+        // Fails where there was none.
+        let _ = management.delete_vhost(NAME);
+        management.create_vhost(NAME)?;
+        let mut conn = Database::open(&admin, "fleetctl")?.connection()?;
+        admin::drop_database(&mut conn, NAME)?;
+        admin::create_database(&mut conn, NAME, None)?;
+        let database = Database::open(&own, "fleetctl")?;
+        migrations::run(&mut *database.connection()?)?;
+        let mut fleet = Fleet::new(own.url.expose(), broker.url.expose(), &args.out.join("logs"))?;
+        fleet.set("MURMURATION__TELEMETRY__LOG", "warn");
+        Ok(Self { database, broker, fleet, admin, management, keep: args.keep })
+    }
+
+    /// A connection for filling and looking.
+    pub(super) fn connection(&self) -> anyhow::Result<Connection> {
+        Ok(self.database.connection()?)
+    }
+
+    /// Starts the services of a tweet's way, with these settings for the workers.
+    pub(super) fn start(&mut self, workers: &[(&str, &str)]) -> anyhow::Result<()> {
+        for service in ["api-gateway", "outbox-relay"] {
+            self.fleet.start(service, &[])?;
+        }
+        for service in ["feed-fanout", "feed-updater", "email-notifier", "sms-notifier"] {
+            self.fleet.start(service, workers)?;
+        }
+        self.fleet.wait_ready(Duration::from_secs(60))
+    }
+
+    /// Stops every process.
+    pub(super) fn stop(&mut self) -> anyhow::Result<()> {
+        for name in self.fleet.names() {
+            self.fleet.stop(&name, Duration::from_secs(30))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            log::warn!("{error:#}");
+        }
+        if self.keep {
+            return;
+        }
+        if let Err(error) = self.management.delete_vhost(NAME) {
+            log::warn!("the vhost {NAME} stays behind: {error}");
+        }
+        let dropped = Database::open(&self.admin, "fleetctl").map_err(anyhow::Error::from).and_then(|admin| {
+            Ok(admin::drop_database(&mut *admin.connection()?, NAME)?)
+        });
+        if let Err(error) = dropped {
+            log::warn!("the database {NAME} stays behind: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! For benchmarks: plenty of rows quickly, the same rows written by plain statements, and when rows have arrived.
+
+use crate::{Count, Result, schema::feed_entry};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{Array, BigInt, Text},
+};
+use domain::{TweetId, UserId, values::Channel};
+
+/// Makes `count` users with ids `first …`, every other one with a phone, in a database where those ids are free.
+///
+/// # Errors
+/// The database's.
+pub fn seed_users(conn: &mut PgConnection, prefix: &str, first: i64, count: i64) -> Result<()> {
+    sql_query(
+        r#"INSERT INTO "user" (id, login, channel, email, phone) OVERRIDING SYSTEM VALUE
+           SELECT i, login, CASE i % 2 WHEN 0 THEN 'email' ELSE 'phone' END,
+                  CASE i % 2 WHEN 0 THEN login || '@example.com' END,
+                  CASE i % 2 WHEN 1 THEN '+999' || lpad(i::text, 12, '0') END
+           FROM generate_series($1, $1 + $2 - 1) i, LATERAL (SELECT $3 || '_' || i AS login) named"#,
+    )
+    .bind::<BigInt, _>(first)
+    .bind::<BigInt, _>(count)
+    .bind::<Text, _>(prefix)
+    .execute(conn)?;
+    sql_query(r#"SELECT setval(pg_get_serial_sequence('"user"', 'id'), (SELECT max(id) FROM "user"))"#)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Lets the users with ids `first …` follow an author who has no tweets yet.
+///
+/// # Errors
+/// The database's.
+pub fn seed_followers(conn: &mut PgConnection, author: UserId, first: i64, count: i64) -> Result<()> {
+    sql_query(
+        "INSERT INTO subscription (author_id, follower_id, since_tweet_id)
+         SELECT $1, i, 0 FROM generate_series($2, $2 + $3 - 1) i",
+    )
+    .bind::<BigInt, _>(author.0)
+    .bind::<BigInt, _>(first)
+    .bind::<BigInt, _>(count)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Gives an author `count` tweets, and puts them into the feeds of the users with ids `first … first + readers - 1`,
+/// who all follow the author.
+///
+/// # Errors
+/// The database's.
+pub fn seed_feeds(conn: &mut PgConnection, author: UserId, count: i64, first: i64, readers: i64) -> Result<()> {
+    sql_query(
+        "INSERT INTO tweet (author_id, text)
+         SELECT $1, 'A tweet of times past, number ' || i FROM generate_series(1, $2) i",
+    )
+    .bind::<BigInt, _>(author.0)
+    .bind::<BigInt, _>(count)
+    .execute(conn)?;
+    sql_query(
+        "INSERT INTO feed_entry (reader_id, tweet_id)
+         SELECT i, t.id FROM generate_series($2, $2 + $3 - 1) i,
+             LATERAL (SELECT id FROM tweet WHERE author_id = $1 ORDER BY id) t",
+    )
+    .bind::<BigInt, _>(author.0)
+    .bind::<BigInt, _>(first)
+    .bind::<BigInt, _>(readers)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Brings the tables to the state that a database in use has: planned with statistics, visible to index-only scans.
+///
+/// # Errors
+/// The database's.
+pub fn settle(conn: &mut PgConnection) -> Result<()> {
+    sql_query("VACUUM ANALYZE").execute(conn)?;
+    checkpoint(conn)
+}
+
+/// Begins a measurement with no dirty pages left over by what came before.
+///
+/// # Errors
+/// The database's.
+pub fn checkpoint(conn: &mut PgConnection) -> Result<()> {
+    sql_query("CHECKPOINT").execute(conn)?;
+    Ok(())
+}
+
+/// Puts a tweet into every follower's feed, by one plain statement.
+///
+/// # Errors
+/// The database's.
+pub fn plain_feed_rows(conn: &mut PgConnection, author: UserId, tweet: TweetId) -> Result<usize> {
+    Ok(sql_query(
+        "INSERT INTO feed_entry (reader_id, tweet_id)
+         SELECT follower_id, $2 FROM subscription WHERE author_id = $1 ORDER BY follower_id",
+    )
+    .bind::<BigInt, _>(author.0)
+    .bind::<BigInt, _>(tweet.0)
+    .execute(conn)?)
+}
+
+/// Notifies every follower of the channel of a tweet, by one plain statement.
+///
+/// # Errors
+/// The database's.
+pub fn plain_notifications(
+    conn: &mut PgConnection,
+    channel: Channel,
+    author: UserId,
+    tweet: TweetId,
+    text: &str,
+) -> Result<usize> {
+    let address = channel.as_str();
+    Ok(sql_query(format!(
+        r#"INSERT INTO {} (user_id, source, source_id, {address}, text)
+           SELECT u.id, 'tweet', $2::text, u.{address}, $3
+           FROM subscription s JOIN "user" u ON u.id = s.follower_id AND u.channel = '{address}'
+           WHERE s.author_id = $1 ORDER BY u.id"#,
+        crate::notifications::table(channel)
+    ))
+    .bind::<BigInt, _>(author.0)
+    .bind::<BigInt, _>(tweet.0)
+    .bind::<Text, _>(text)
+    .execute(conn)?)
+}
+
+/// Which of these readers don't have the tweet in their feeds yet.
+///
+/// # Errors
+/// The database's.
+pub fn readers_without(conn: &mut PgConnection, tweet: TweetId, readers: &[i64]) -> Result<Vec<i64>> {
+    let there: Vec<i64> = feed_entry::table
+        .filter(feed_entry::reader_id.eq_any(readers).and(feed_entry::tweet_id.eq(tweet.0)))
+        .select(feed_entry::reader_id)
+        .load(conn)?;
+    Ok(readers.iter().copied().filter(|reader| !there.contains(reader)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+/// Which of these users, who all have the channel, haven't been notified of the tweet yet.
+///
+/// # Errors
+/// The database's.
+pub fn users_without(conn: &mut PgConnection, channel: Channel, tweet: TweetId, users: &[i64]) -> Result<Vec<i64>> {
+    let missing: Vec<Id> = sql_query(format!(
+        "SELECT wanted.id FROM unnest($1) wanted (id)
+         WHERE NOT EXISTS (SELECT FROM {} n
+                           WHERE n.user_id = wanted.id AND n.source = 'tweet' AND n.source_id = $2)",
+        crate::notifications::table(channel)
+    ))
+    .bind::<Array<BigInt>, _>(users)
+    .bind::<Text, _>(tweet.to_string())
+    .load(conn)?;
+    Ok(missing.into_iter().map(|row| row.id).collect())
+}
+
+/// How many feed rows and notifications of the tweet there are.
+///
+/// # Errors
+/// The database's.
+pub fn rows_of(conn: &mut PgConnection, tweet: TweetId) -> Result<(i64, i64)> {
+    let feeds: i64 = feed_entry::table.filter(feed_entry::tweet_id.eq(tweet.0)).count().get_result(conn)?;
+    let notifications = sql_query(
+        "SELECT (SELECT count(*) FROM email_notification WHERE source = 'tweet' AND source_id = $1)
+              + (SELECT count(*) FROM sms_notification WHERE source = 'tweet' AND source_id = $1) AS n",
+    )
+    .bind::<Text, _>(tweet.to_string())
+    .get_result::<Count>(conn)?;
+    Ok((feeds, notifications.n))
+}
+
+/// The statement by which a page of a feed is read, with `$1 …` for its parameters in the order reader, before, limit.
+pub fn feed_page_sql() -> String {
+    let query = crate::feeds::page_query(UserId(1), TweetId(2), 3);
+    let text = diesel::debug_query::<diesel::pg::Pg, _>(&query).to_string();
+    text.split(" -- binds").next().unwrap_or_default().to_owned()
+}
+
+/// The server's version.
+///
+/// # Errors
+/// The database's.
+pub fn server_version(conn: &mut PgConnection) -> Result<String> {
+    #[derive(QueryableByName)]
+    struct Version {
+        #[diesel(sql_type = Text)]
+        server_version: String,
+    }
+    Ok(sql_query("SELECT current_setting('server_version') AS server_version")
+        .get_result::<Version>(conn)?
+        .server_version)
+}
