@@ -1,1 +1,138 @@
 #![doc = include_str!("../README.md")]
+
+mod context;
+mod dead_letters;
+mod duration;
+mod interrupt;
+mod load;
+mod migrate;
+mod output;
+mod progress;
+mod topology;
+mod user;
+mod verify;
+
+use crate::context::{Connections, Context};
+use anyhow::Context as _;
+use clap::{ArgAction, Parser, Subcommand};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+/// The operator's tool of the murmuration fleet.
+#[derive(Parser)]
+#[command(name = "fleetctl", version, after_long_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    connections: Connections,
+    /// Log more to the standard error stream: -v what happens, -vv everything. RUST_LOG goes before it
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Where the servers are, the first of these that says so counts: --database-url and --amqp-url; DATABASE_URL and
+AMQP_URL; the services' own settings (./config/local.toml, MURMURATION__DATABASE__URL, MURMURATION__BROKER__URL);
+.local/env in this folder or one above it, which `make run` writes.
+
+Exit status: 0 all is well; 1 something was found wrong, or was done in part; 2 it couldn't be done (usage, settings,
+a server that is away, a refusal); 130 interrupted.
+
+Examples:
+  fleetctl migrate
+  fleetctl user create --login ann --email ann@example.com
+  fleetctl load followers --author 1 --count 100000
+  fleetctl dead-letters list --queue update_feed.00
+  fleetctl verify --wait 60s";
+
+#[derive(Subcommand)]
+enum Command {
+    Migrate(migrate::Args),
+    #[command(subcommand)]
+    Topology(topology::Command),
+    #[command(subcommand)]
+    User(user::Command),
+    #[command(subcommand)]
+    Load(load::Command),
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    Verify(verify::Args),
+}
+
+/// How a command ended that could do its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All is well.
+    Done,
+    /// Something was found wrong, or not all was done.
+    Incomplete,
+    /// Stopped by a signal.
+    Interrupted,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::SUCCESS,
+            Outcome::Incomplete => Self::from(1),
+            // 128 and the number of SIGINT, as shells have it.
+            Outcome::Interrupted => Self::from(130),
+        }
+    }
+}
+
+/// The whole of the program: reads the arguments, does what they say, and answers the exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli, &mut io::stdout().lock()) {
+        Ok(outcome) => outcome.into(),
+        // Whoever read the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fleetctl: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let level = match cli.verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let settings = telemetry::Settings { log: level.into(), statsd: String::new(), metrics_prefix: String::new() };
+    let _telemetry = telemetry::init("fleetctl", &settings)?;
+    let context = Context::new(&cli.connections)?;
+    let outcome = match cli.command {
+        Command::Migrate(args) => migrate::run(&args, &context, out),
+        Command::Topology(command) => topology::run(&command, &context, out),
+        Command::User(command) => user::run(command, &context, out),
+        Command::Load(command) => load::run(command, &context, out),
+        Command::DeadLetters(command) => dead_letters::run(command, &context, out),
+        Command::Verify(args) => verify::run(&args, &context, out),
+    }?;
+    out.flush().context("can't write the output")?;
+    Ok(outcome)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_are_defined_without_contradiction() {
+        Cli::command().debug_assert();
+    }
+}

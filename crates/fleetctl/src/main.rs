@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! See the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fleetctl::main()
+}

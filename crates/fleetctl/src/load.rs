@@ -1,0 +1,33 @@
+mod followers;
+mod tweets;
+mod users;
+
+use crate::{Outcome, context::Context, interrupt::Interrupt};
+use std::io::Write;
+
+/// Make users, followers and tweets by the thousand
+///
+/// Ctrl-C stops between two steps; the summary says what was done by then, and the same command goes on from there.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    Users(users::Args),
+    Followers(followers::Args),
+    Tweets(tweets::Args),
+}
+
+pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let interrupt = Interrupt::catch()?;
+    match command {
+        Command::Users(args) => users::run(&args, context, &interrupt, out),
+        Command::Followers(args) => followers::run(&args, context, &interrupt, out),
+        Command::Tweets(args) => tweets::run(args, context, &interrupt, out),
+    }
+}
+
+/// How many users one transaction makes.
+const STEP: u32 = 2000;
+
+/// How a run ended of which this much is left.
+fn outcome(left: u64) -> Outcome {
+    if left == 0 { Outcome::Done } else { Outcome::Interrupted }
+}

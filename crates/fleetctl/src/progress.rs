@@ -1,0 +1,88 @@
+//! How far a command is, on the standard error stream: a bar on a terminal, else a line every few seconds.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::{
+    io::{self, IsTerminal as _},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// One piece of work. Threads may share it.
+pub(crate) struct Progress {
+    /// Counts even where it isn't drawn.
+    bar: ProgressBar,
+    what: String,
+    /// When the last line was written; `None` where a bar is drawn.
+    last_line: Option<Mutex<Instant>>,
+}
+
+impl Progress {
+    /// Work of `total` pieces.
+    pub(crate) fn new(what: &str, total: u64) -> Self {
+        Self::start(what, Some(total), "{msg} {wide_bar} {human_pos}/{human_len}  {per_sec}  {eta}")
+    }
+
+    /// Work whose amount nobody knows.
+    pub(crate) fn waiting(what: &str) -> Self {
+        let progress = Self::start(what, None, "{spinner} {msg}");
+        progress.bar.enable_steady_tick(Duration::from_millis(200));
+        progress
+    }
+
+    fn start(what: &str, total: Option<u64>, template: &str) -> Self {
+        let drawn = io::stderr().is_terminal();
+        let bar = match (drawn, total) {
+            (true, Some(total)) => ProgressBar::new(total),
+            (true, None) => ProgressBar::new_spinner(),
+            (false, _) => ProgressBar::hidden(),
+        };
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        let style = ProgressStyle::with_template(template).expect("the templates are fixed and valid");
+        let bar = bar.with_style(style).with_message(what.to_owned());
+        Self { bar, what: what.into(), last_line: (!drawn).then(|| Mutex::new(Instant::now())) }
+    }
+
+    /// So many more pieces are done.
+    pub(crate) fn advance(&self, count: u64) {
+        self.bar.inc(count);
+        self.line(|| match self.bar.length() {
+            Some(total) => format!("{} of {total}", self.bar.position()),
+            None => self.bar.position().to_string(),
+        });
+    }
+
+    /// What is being done, or waited for, now.
+    pub(crate) fn say(&self, detail: &str) {
+        self.bar.set_message(format!("{}: {detail}", self.what));
+        self.line(|| detail.to_owned());
+    }
+
+    fn line(&self, detail: impl FnOnce() -> String) {
+        let Some(last) = &self.last_line else { return };
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() >= LINE_INTERVAL {
+            *last = Instant::now();
+            eprintln!("{}: {}", self.what, detail());
+        }
+    }
+
+    /// How many pieces are done.
+    pub(crate) fn done(&self) -> u64 {
+        self.bar.position()
+    }
+
+    /// How long it has taken so far.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.bar.elapsed()
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

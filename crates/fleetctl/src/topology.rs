@@ -1,0 +1,84 @@
+use crate::{Outcome, context::Context, output};
+use anyhow::Context as _;
+use broker::{QueueDepth, Session};
+use domain::topology::{ExchangeKind, Expiry, Topology};
+use std::{collections::HashMap, io::Write};
+
+/// The broker's exchanges, queues and bindings
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Declare what the fleet needs; what is there already stays as it is
+    Declare,
+    /// Show what the fleet needs, and how full each queue is
+    Show,
+}
+
+pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Declare => declare(context, out),
+        Command::Show => show(context, out),
+    }
+}
+
+fn declare(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let topology = context.topology()?;
+    let mut session = Session::open(&context.broker()?, "fleetctl")?;
+    broker::declare(&mut session, &topology)?;
+    let Topology { exchanges, queues, bindings } = topology;
+    writeln!(out, "declared {} exchanges, {} queues, {} bindings", exchanges.len(), queues.len(), bindings.len())?;
+    Ok(Outcome::Done)
+}
+
+fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let topology = context.topology()?;
+    let depths = depths(context, &topology).unwrap_or_else(|error| {
+        eprintln!("fleetctl: how full the queues are can't be told: {error:#}");
+        None
+    });
+    let exchanges: HashMap<_, _> = topology.exchanges.iter().map(|exchange| (&exchange.name, exchange.kind)).collect();
+    let queues: HashMap<_, _> = topology.queues.iter().map(|queue| (&queue.name, &queue.expiry)).collect();
+    let rows: Vec<_> = topology
+        .bindings
+        .iter()
+        .map(|binding| {
+            let kind = exchanges[&binding.exchange];
+            let key = match kind {
+                ExchangeKind::Fanout => "(any)".into(),
+                ExchangeKind::ConsistentHash => format!("(hashed, weight {})", binding.routing_key),
+                ExchangeKind::Direct | ExchangeKind::Topic => binding.routing_key.clone(),
+            };
+            let end = match queues[&binding.queue] {
+                Expiry::DeadLetter => "acknowledged, or dead_letter".into(),
+                Expiry::ReturnAfter(delay) => format!("back to the queue of the key after {delay:?}"),
+                Expiry::Never => "acknowledged".into(),
+            };
+            let (messages, consumers) = match depths.as_ref().map(|depths| &depths[&binding.queue]) {
+                None => ("?".into(), "?".into()),
+                Some(None) => ("not declared".into(), "-".into()),
+                Some(Some(depth)) => (depth.messages.to_string(), depth.consumers.to_string()),
+            };
+            vec![binding.exchange.clone(), kind.as_str().into(), key, binding.queue.clone(), messages, consumers, end]
+        })
+        .collect();
+    let header = ["EXCHANGE", "TYPE", "ROUTING KEY", "QUEUE", "READY", "CONSUMERS", "ITS MESSAGES END"];
+    output::table(out, &header, &rows)?;
+    Ok(Outcome::Done)
+}
+
+type Depths = HashMap<String, Option<QueueDepth>>;
+
+/// How full each queue is, `None` for one that isn't declared; `None` altogether if no broker is named.
+fn depths(context: &Context, topology: &Topology) -> anyhow::Result<Option<Depths>> {
+    let Some(settings) = context.broker_if_set()? else { return Ok(None) };
+    let mut session = Session::open(&settings, "fleetctl")?;
+    // One by one, because the first that is missing would end it for all.
+    let depths = topology.queues.iter().map(|queue| {
+        let depth = match broker::depths(&mut session, std::slice::from_ref(&queue.name)) {
+            Ok(depths) => depths.into_iter().next(),
+            Err(broker::Error::MissingQueue { .. }) => None,
+            Err(error) => return Err(error).context("looking at the queues"),
+        };
+        Ok((queue.name.clone(), depth))
+    });
+    depths.collect::<anyhow::Result<_>>().map(Some)
+}

@@ -1,0 +1,86 @@
+use crate::{Outcome, context::Context};
+use anyhow::{Context as _, ensure};
+use argon2::{Argon2, PasswordHasher as _};
+use console::Term;
+use domain::values::{Contact, Email, Login, Phone};
+use std::io::{self, Write};
+use storage::users::{self, NewUser};
+
+/// Users
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make a user and print the id
+    Create(Create),
+}
+
+#[derive(clap::Args)]
+#[group(id = "contact", required = true, multiple = false, args = ["email", "phone"])]
+pub(crate) struct Create {
+    /// 1 to 32 characters, not yet taken
+    #[arg(long, value_parser = Login::parse)]
+    login: Login,
+    /// Where notifications go, if by e-mail
+    #[arg(long, value_parser = Email::parse)]
+    email: Option<Email>,
+    /// Where notifications go, if by SMS: E.164, such as +14155550123
+    #[arg(long, value_parser = Phone::parse)]
+    phone: Option<Phone>,
+    /// Read a password: from the terminal without showing it, else one line of the standard input. Without a password
+    /// the user can't log in
+    #[arg(long)]
+    password: bool,
+    /// A role; may be given several times
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+}
+
+pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let Command::Create(create) = command;
+    let contact = match (create.email, create.phone) {
+        (Some(email), _) => Contact::Email(email),
+        (_, Some(phone)) => Contact::Phone(phone),
+        (None, None) => unreachable!("the arguments require one of them"),
+    };
+    let database = context.database()?;
+    let password_hash = match create.password {
+        true => Some(hash(&read_password()?)?),
+        false => None,
+    };
+    let new = NewUser {
+        login: &create.login,
+        contact: &contact,
+        password_hash: password_hash.as_deref(),
+        age: None,
+        is_active: true,
+        roles: &create.roles,
+    };
+    let user = users::create(&mut *database.connection()?, &new)?;
+    writeln!(out, "{}", user.id)?;
+    Ok(Outcome::Done)
+}
+
+fn read_password() -> anyhow::Result<String> {
+    let term = Term::stderr();
+    let password = if io::IsTerminal::is_terminal(&io::stdin()) && term.is_term() {
+        let ask = |prompt: &str| {
+            term.write_str(prompt)?;
+            term.read_secure_line()
+        };
+        let password = ask("Password: ").context("can't read the password")?;
+        let again = ask("Once more: ").context("can't read the password")?;
+        ensure!(password == again, "the two passwords differ");
+        password
+    } else {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).context("can't read the password")?;
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    };
+    ensure!(!password.is_empty(), "the password must not be empty");
+    Ok(password)
+}
+
+/// The argon2id hash in PHC form, by the crate's recommended parameters (19 MiB, 2 passes) as the gateway's.
+fn hash(password: &str) -> anyhow::Result<String> {
+    let hash = Argon2::default().hash_password(password.as_bytes());
+    Ok(hash.map_err(|error| anyhow::anyhow!("can't hash the password: {error}"))?.to_string())
+}
