@@ -1,1 +1,84 @@
 #![doc = include_str!("../README.md")]
+
+mod access;
+mod avatars;
+mod body;
+mod error;
+mod feeds;
+mod fields;
+mod gateway;
+mod health;
+mod imports;
+mod password;
+mod routes;
+mod settings;
+mod subscriptions;
+mod tweets;
+mod users;
+
+pub use crate::settings::{HttpSettings, Settings};
+
+use crate::gateway::{Gateway, Shared};
+use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, rt, web};
+use anyhow::Context as _;
+use std::{net::TcpListener, time::Duration};
+use storage::Database;
+
+/// The service's name.
+const SERVICE: &str = "api-gateway";
+
+/// Answers HTTP until SIGTERM, then finishes the requests in hand.
+///
+/// # Errors
+/// When the settings can't be used or the port can't be listened on. A database that is away is no error.
+pub fn run() -> anyhow::Result<()> {
+    let settings: Settings = ::settings::load(SERVICE)?;
+    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
+    let (address, port) = (settings.api_gateway.address, settings.api_gateway.port);
+    let listener = TcpListener::bind((address, port)).with_context(|| format!("can't listen on {address}:{port}"))?;
+    rt::System::new().block_on(async { serve(listener, settings)?.await.context("can't answer HTTP") })?;
+    log::info!("stopped");
+    Ok(())
+}
+
+/// A server that answers on `listener`. To be called within an actix system.
+///
+/// # Errors
+/// When the settings can't be used.
+pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server> {
+    /// How long a connection is kept for the client's next request.
+    const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+    let http = settings.api_gateway;
+    http.check()?;
+    let pool_size = u32::try_from(http.blocking_threads).context("api_gateway.blocking_threads is too large")?;
+    let database = Database::open(&storage::Settings { pool_size, ..settings.database }, SERVICE)?;
+    let shared = Shared::new(database);
+
+    let address = listener.local_addr().context("can't tell the port")?;
+    let (stop_grace_s, workers) = (http.stop_grace_ms.div_ceil(1000), http.workers);
+    let (blocking_threads, request_timeout) = (http.blocking_threads / workers, http.request_timeout());
+    let (first_look, first_http) = (shared.clone(), http.clone());
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(Gateway::new(http.clone(), shared.clone())))
+            .wrap(from_fn(access::observe))
+            .configure(routes::configure)
+    })
+    .workers(workers)
+    .worker_max_blocking_threads(blocking_threads)
+    .client_request_timeout(request_timeout)
+    .keep_alive(KEEP_ALIVE)
+    .shutdown_timeout(stop_grace_s)
+    .listen(listener)
+    .context("can't listen")?
+    .run();
+    log::info!(address:% = address; "listening");
+    rt::spawn(async move {
+        match Gateway::new(first_http, first_look).check().await {
+            Ok(()) => log::info!("ready"),
+            Err(error) => log::warn!("not ready yet: {error}"),
+        }
+    });
+    Ok(server)
+}

@@ -1,0 +1,155 @@
+//! Why a request failed, and how its client learns of it: `application/problem+json` (RFC 9457).
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use serde::Serialize;
+use std::borrow::Cow;
+
+/// Why a request failed. The text is for the client.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Fields that break the rules, all of them.
+    #[error("{}", summary(.0))]
+    InvalidFields(Vec<FieldError>),
+    /// The body can't be taken apart into fields.
+    #[error("{0}")]
+    MalformedBody(Cow<'static, str>),
+    /// More than is taken; says what may have how many bytes.
+    #[error("{what} may have at most {limit} bytes")]
+    TooLarge { what: &'static str, limit: usize },
+    /// The body's content type isn't one that this path takes.
+    #[error("the body must be {0}")]
+    UnsupportedMediaType(&'static str),
+    /// The client took too long to send the body.
+    #[error("the body took too long to arrive")]
+    SlowBody,
+    /// There is nothing at this path.
+    #[error("there is nothing at this path")]
+    NoSuchPath,
+    /// The path takes other methods.
+    #[error("this path takes {allow}")]
+    MethodNotAllowed { allow: String },
+    /// There is no such thing; says of what kind.
+    #[error("unknown {0}")]
+    NotFound(&'static str),
+    /// The field's value is somebody else's already.
+    #[error("the {0} is taken")]
+    Taken(&'static str),
+    /// What the request is about isn't in the state that this needs.
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// The database is away, or too busy.
+    #[error("the database is not available; try again")]
+    Unavailable(#[source] storage::Error),
+    /// The schema is older than this binary.
+    #[error("the database lacks migrations")]
+    NotMigrated,
+    /// It took too long: whether it takes place is unknown.
+    #[error("this took too long and may still take place; look, then try again")]
+    TimedOut,
+    /// Anything else. The client learns nothing of it, the log everything.
+    #[error("something went wrong here; the log has it under this answer's X-Correlation-Id")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct FieldError {
+    /// The field, as the client calls it.
+    pub(crate) field: String,
+    /// What is wrong with it. Never holds the value.
+    pub(crate) detail: String,
+}
+
+fn summary(errors: &[FieldError]) -> String {
+    let sentences: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
+    sentences.join("; ")
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'a str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+}
+
+impl Error {
+    /// The status, what the problem type ends in, and its title.
+    fn kind(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::InvalidFields(_) => (StatusCode::BAD_REQUEST, "invalid-fields", "Invalid fields"),
+            Self::MalformedBody(_) => (StatusCode::BAD_REQUEST, "malformed-body", "Malformed body"),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large"),
+            Self::UnsupportedMediaType(_) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
+            }
+            Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow-body", "The body is late"),
+            Self::NoSuchPath => (StatusCode::NOT_FOUND, "no-such-path", "No such path"),
+            Self::MethodNotAllowed { .. } => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
+            }
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found", "Not found"),
+            Self::Taken(_) => (StatusCode::CONFLICT, "taken", "Taken"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Conflict"),
+            Self::Unavailable(_) | Self::NotMigrated => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available")
+            }
+            Self::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out"),
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+        }
+    }
+}
+
+impl ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        self.kind().0
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        const RETRY_AFTER_S: u32 = 2;
+        let (status, slug, title) = self.kind();
+        let taken;
+        let errors = match self {
+            Self::InvalidFields(errors) => errors.as_slice(),
+            Self::Taken(field) => {
+                taken = [FieldError { field: (*field).into(), detail: "is taken".into() }];
+                &taken
+            }
+            _ => &[],
+        };
+        let problem = Problem {
+            kind: format!("urn:murmuration:problem:{slug}"),
+            title,
+            status: status.as_u16(),
+            detail: self.to_string(),
+            errors,
+        };
+        let mut response = HttpResponse::build(status);
+        if let Self::MethodNotAllowed { allow } = self {
+            response.insert_header((header::ALLOW, allow.as_str()));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
+        }
+        // `json` keeps a content type that is there.
+        response.content_type("application/problem+json").json(problem)
+    }
+}
+
+impl From<storage::Error> for Error {
+    fn from(error: storage::Error) -> Self {
+        match error {
+            storage::Error::Unavailable(_) | storage::Error::Contention(_) => Self::Unavailable(error),
+            storage::Error::NotFound(what) => Self::NotFound(what),
+            storage::Error::Taken(field) => Self::Taken(field),
+            storage::Error::Conflict(why) => Self::Conflict(why),
+            storage::Error::Query(_) => Self::Internal(error.into()),
+        }
+    }
+}
