@@ -3,6 +3,7 @@
 mod backoff;
 mod cli;
 mod consume;
+mod death;
 mod decode;
 mod handler;
 pub mod header;
@@ -15,6 +16,7 @@ mod stop;
 mod worker;
 
 pub use cli::main;
+pub use death::Death;
 pub use decode::{json, kind};
 pub use handler::{BatchHandler, Item, Outgoing, Received, Step};
 pub use settings::{Consuming, HealthSettings, Settings};

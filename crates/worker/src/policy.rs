@@ -1,7 +1,7 @@
 //! What to do about a failure: a pure function, and the messages that follow from its answer.
 
-use crate::{Received, decode::shorten, header};
-use chrono::{DateTime, SecondsFormat, Utc};
+use crate::{Death, Received, decode::shorten, header};
+use chrono::{DateTime, Utc};
 use domain::{
     Envelope, Failure,
     envelope::header::{ATTEMPTS, ERROR, FAILED_AT},
@@ -51,8 +51,10 @@ pub(crate) fn is_last(attempts: u32, delays: &[Duration]) -> bool {
 /// The message, to come back to its queue after `delay`.
 pub(crate) fn retry(received: &Received, failed: u32, delay: Duration) -> Envelope {
     let mut envelope = onward(received, retry_name(delay));
-    // A dead letter's attempts are those that it died of.
-    if &*received.queue != queue::DEAD_LETTER {
+    if &*received.queue == queue::DEAD_LETTER {
+        // Not what became of it here, but what it died of.
+        Death::of(received).write(&mut envelope.headers);
+    } else {
         envelope.headers.insert(ATTEMPTS.into(), failed.to_string());
     }
     envelope
@@ -61,12 +63,8 @@ pub(crate) fn retry(received: &Received, failed: u32, delay: Duration) -> Envelo
 /// The message, set aside for this reason.
 pub(crate) fn dead_letter(received: &Received, failed: u32, error: &anyhow::Error, now: DateTime<Utc>) -> Envelope {
     let mut envelope = onward(received, exchange::DEAD_LETTER.into());
-    envelope.headers.extend([
-        (ATTEMPTS.into(), failed.to_string()),
-        (ERROR.into(), reason(error)),
-        (FAILED_AT.into(), now.to_rfc3339_opts(SecondsFormat::Millis, true)),
-        (header::DIED_IN.into(), received.queue.to_string()),
-    ]);
+    let death = Death { queue: received.queue.to_string(), error: reason(error), attempts: failed, failed_at: now };
+    death.write(&mut envelope.headers);
     envelope
 }
 
@@ -87,7 +85,7 @@ fn onward(received: &Received, exchange: String) -> Envelope {
     let mut headers = received.headers.clone();
     headers.retain(|name, _| {
         let brokers = ["x-death", "x-first-death-", "x-last-death-"].iter().any(|prefix| name.starts_with(prefix));
-        !brokers && (&*received.queue == queue::DEAD_LETTER || ![ERROR, FAILED_AT].contains(&&**name))
+        !brokers && ![ERROR, FAILED_AT, header::DIED_IN].contains(&&**name)
     });
     headers.insert(header::ORIGINAL_EXCHANGE.into(), received.exchange.clone());
     headers.insert(header::ORIGINAL_ROUTING_KEY.into(), received.routing_key.clone());
@@ -223,11 +221,20 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_that_is_retried_stays_as_it_is() {
-        let mut received = received();
-        received.queue = "dead_letter".into();
-        let headers = retry(&received, 9, DELAYS[1]).headers;
-        assert_eq!((&*headers["x-attempts"], &*headers["x-error"]), ("1", "old"));
+    fn a_dead_letter_that_is_retried_keeps_what_it_died_of() {
+        let died = dead_letter(&received(), 3, &anyhow!("unknown user"), DateTime::UNIX_EPOCH);
+        let mut arrived = Received::new("dead_letter", died.body);
+        arrived.headers = died.headers.clone();
+        assert_eq!(retry(&arrived, 1, DELAYS[1]).headers["x-error"], "unknown user");
+
+        let mut arrived = Received::new("dead_letter", "{}");
+        arrived.headers =
+            [("x-death.reason", "delivery_limit"), ("x-death.queue", "publish_tweet"), ("x-attempts", "2")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into();
+        let headers = retry(&arrived, 1, DELAYS[1]).headers;
+        assert_eq!((&*headers["x-died-in"], &*headers["x-attempts"]), ("publish_tweet", "2"));
+        assert_eq!(headers["x-error"], "the broker gave it up: delivery_limit");
     }
 
     #[test]

@@ -1,0 +1,281 @@
+//! One bad message stops nothing else.
+
+use crate::support::{
+    DELAYS_MS, IDLE, MemoryLedger, Notes, QUEUE, broker_settings, depth, drain, publish, publish_all, worker,
+};
+use anyhow::anyhow;
+use broker::{Consumer, Delivery};
+use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::queue};
+use serde_json::json;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use test_support::{TestVhost, eventually};
+use worker::{Death, Received};
+
+fn texts(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("m{n:03}")).collect()
+}
+
+fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
+    texts.iter().map(String::as_str)
+}
+
+fn death(delivery: Delivery) -> (String, Death) {
+    let received = Received::from(delivery);
+    (received.message_id.clone().unwrap_or_default(), Death::of(&received))
+}
+
+#[test]
+fn bad_messages_are_set_aside_with_their_reason_and_their_neighbours_are_handled() {
+    let vhost = TestVhost::new();
+    let good = texts(50);
+    publish(vhost.url(), strs(&good[..25]).chain(["poison"]).chain(strs(&good[25..])));
+    for (id, kind, body) in [("torn", QUEUE, &b"\"torn"[..]), ("bytes", QUEUE, b"\xff"), ("shape", QUEUE, b"{}")] {
+        assert!(vhost.publish(QUEUE, QUEUE, &json!({"message_id": id, "type": kind}), body));
+    }
+    let (notes, noted) = <(Notes, Notes)>::default();
+    let handled = notes.clone();
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, _, _| {
+        // Like a transaction: all of it or nothing.
+        if batch.iter().any(|item| item.message == "poison") {
+            noted.add("failed");
+            return Err(Failure::Permanent(anyhow!("unknown user 7").context("storing")));
+        }
+        batch.iter().for_each(|item| handled.add(&item.message));
+        Ok(())
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+
+    assert_eq!(notes.sorted(), good);
+    let mut deaths: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).into_iter().map(death).collect();
+    deaths.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let reasons: Vec<_> = deaths.iter().map(|(id, death)| (&**id, &*death.error)).collect();
+    assert_eq!(
+        reasons,
+        [
+            ("bytes", "not UTF-8 after byte 0"),
+            ("poison", "storing: unknown user 7"),
+            ("shape", "wrong shape: invalid type: map, expected a string at line 1 column 0"),
+            ("torn", "not JSON: EOF while parsing a string at line 1 column 5"),
+        ]
+    );
+    assert!(deaths.iter().all(|(_, death)| death.queue == QUEUE && death.attempts == 1));
+    assert_eq!(depth(vhost.url(), QUEUE), 0);
+}
+
+#[test]
+fn a_transient_failure_comes_back_later_with_its_attempts_and_dies_after_the_last() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), ["flaky", "hopeless"]);
+    let (notes, times) = (Notes::default(), Notes::default());
+    let (noted, begin) = (notes.clone(), Instant::now());
+    let timed = times.clone();
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, _, _| {
+        let [item] = batch else { return Err(anyhow!("one at a time").into()) };
+        let Received { exchange, routing_key, correlation_id, .. } = &item.received;
+        let attempts = item.received.attempts();
+        noted.add(format!("{} {attempts} {exchange} {routing_key} {correlation_id:?}", item.message));
+        timed.add(format!("{}", begin.elapsed().as_millis()));
+        if item.message == "flaky" && attempts == 1 { Ok(()) } else { Err(anyhow!("the disk is full").into()) }
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+
+    let expected = [0, 1].map(|n| format!("flaky {n} {QUEUE} {QUEUE} Some(\"request of flaky\")"));
+    let expected_dead = [0, 1, 2].map(|n| format!("hopeless {n} {QUEUE} {QUEUE} Some(\"request of hopeless\")"));
+    assert_eq!(notes.sorted(), [&expected[..], &expected_dead].concat());
+    let times: Vec<u64> = times.all().iter().map(|time| time.parse().unwrap()).collect();
+    assert!(times[4] - times[0] >= DELAYS_MS.iter().sum(), "{times:?}");
+
+    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).pop().map(death).expect("one dead letter");
+    assert_eq!((&*id, &*death.error, death.attempts), ("hopeless", "the disk is full", 3));
+    assert!((chrono::Utc::now() - death.failed_at).num_seconds() < 60);
+}
+
+#[test]
+fn while_the_database_is_away_messages_wait_in_hand_and_no_attempt_counts() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), strs(&texts(10)));
+    let (calls, notes) = (Arc::new(AtomicU32::new(0)), Notes::default());
+    let (called, noted) = (calls.clone(), notes.clone());
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, _, _| {
+        if called.fetch_add(1, Ordering::Relaxed) < 5 {
+            return Err(Failure::Unavailable(anyhow!("connection refused")));
+        }
+        batch.iter().for_each(|item| noted.add(format!("{} {}", item.message, item.received.attempts())));
+        Ok(())
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+    assert_eq!(notes.all(), texts(10).iter().map(|text| format!("{text} 0")).collect::<Vec<_>>());
+    assert!(calls.load(Ordering::Relaxed) >= 6);
+    assert_eq!(depth(vhost.url(), queue::DEAD_LETTER), 0);
+}
+
+#[test]
+fn a_panic_counts_as_an_attempt_and_the_handler_is_made_anew() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), ["a", "panics", "b"]);
+    let (notes, noted) = {
+        let notes = Notes::default();
+        (notes.clone(), notes)
+    };
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, _, _| {
+        assert!(!batch.iter().any(|item| item.message == "panics"), "what users wrote: {}", batch[0].message);
+        batch.iter().for_each(|item| noted.add(&item.message));
+        Ok(())
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+    assert_eq!(notes.sorted(), ["a", "b"]);
+    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).pop().map(death).expect("one dead letter");
+    assert_eq!((&*id, death.attempts), ("panics", 3));
+    assert!(death.error.starts_with("handling panicked at "), "{}", death.error);
+    assert!(!death.error.contains("what users wrote"), "{}", death.error);
+}
+
+/// Takes everything from the queue and lets go of the connection, as a process does that dies.
+fn hand_out_once(url: &str, messages: usize) {
+    let mut consumer = Consumer::new(&broker_settings(url), "victim", vec![QUEUE.into()], 100);
+    let mut taken = 0;
+    eventually("all messages are handed out", || {
+        taken += consumer.next_batch(100, Duration::ZERO, Duration::from_secs(1)).unwrap().deliveries.len();
+        (taken == messages).then_some(())
+    });
+    drop(consumer);
+    eventually("they are back", || (depth(url, QUEUE) as usize == messages).then_some(()));
+}
+
+fn attempt(message_id: &str) -> Suspect<'_> {
+    Suspect { queue: QUEUE, message_id }
+}
+
+#[test]
+fn redelivered_messages_are_on_record_while_they_run_and_suspects_run_alone() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), ["a", "b", "suspect", "c", "killer"]);
+    hand_out_once(vhost.url(), 5);
+    let ledger = Arc::new(MemoryLedger::default());
+    ledger.begin(&[attempt("suspect")]).unwrap();
+    (0..3).for_each(|_| ledger.begin(&[attempt("killer")]).unwrap());
+
+    let notes = Notes::default();
+    let (noted, seen) = (notes.clone(), ledger.clone());
+    worker(vhost.url(), ledger.clone(), move |batch, _, _| {
+        let texts: Vec<_> = batch.iter().map(|item| item.message.as_str()).collect();
+        let suspects: Vec<_> = texts.iter().map(|text| attempt(text)).collect();
+        noted.add(format!("{} with {:?} on record", texts.join(" "), seen.counts(&suspects)?));
+        Ok(())
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+
+    assert_eq!(notes.all(), ["a b c with [1, 1, 1] on record", "suspect with [2] on record"]);
+    assert!(ledger.0.lock().unwrap().is_empty(), "all is settled");
+    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).pop().map(death).expect("one dead letter");
+    assert_eq!((&*id, death.attempts), ("killer", 3));
+    assert_eq!(death.error, "its worker died while handling it (3 times)");
+}
+
+#[test]
+fn the_same_message_twice_and_messages_without_an_id_are_told_apart_as_far_as_they_can_be() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), ["twice", "twice"]);
+    for text in ["\"x\"", "\"x\"", "\"y\""] {
+        assert!(vhost.publish(QUEUE, QUEUE, &json!({}), text.as_bytes()));
+    }
+    hand_out_once(vhost.url(), 5);
+    let ledger = Arc::new(MemoryLedger::default());
+    let (notes, seen) = (Notes::default(), ledger.clone());
+    let noted = notes.clone();
+    worker(vhost.url(), ledger.clone(), move |batch, _, _| {
+        let attempts: Vec<_> = seen.0.lock().unwrap().values().copied().collect();
+        noted.add(format!("{} messages, attempts {attempts:?}", batch.len()));
+        Ok(())
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+    assert_eq!(notes.all(), ["5 messages, attempts [1, 1, 1]"]);
+    assert!(ledger.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_can_never_be_published_kills_its_message_alone() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), ["a", "too long", "no route", "b"]);
+    let notes = Notes::default();
+    let noted = notes.clone();
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, out, _| {
+        for item in batch {
+            noted.add(&item.message);
+            let (exchange, key) = match &*item.message {
+                "too long" => ("send_notification", "x".repeat(300)),
+                "no route" => ("no such exchange", String::new()),
+                _ => ("send_notification", "email".into()),
+            };
+            out.publish(&item.received, Envelope::new(exchange, key, item.message.clone().into_bytes()));
+        }
+        Ok(())
+    })
+    .run_until_idle(IDLE)
+    .expect("a clean end");
+
+    let mut deaths: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).into_iter().map(death).collect();
+    deaths.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let summary: Vec<_> = deaths.iter().map(|(id, death)| (&**id, death.attempts)).collect();
+    assert_eq!(summary, [("no route", 3), ("too long", 1)]);
+    assert!(deaths[0].1.error.starts_with("it can't be routed: 404"), "{}", deaths[0].1.error);
+    let sent = drain(vhost.url(), queue::SEND_NOTIFICATION_EMAIL);
+    for text in ["a", "b"] {
+        let of_text: Vec<_> = sent.iter().filter(|delivery| delivery.body == text.as_bytes()).collect();
+        assert!(!of_text.is_empty(), "{text} was sent on");
+        let correlation_id = format!("request of {text}");
+        assert!(of_text.iter().all(|delivery| delivery.correlation_id.as_deref() == Some(&*correlation_id)));
+    }
+}
+
+#[test]
+fn a_message_too_large_to_be_sent_on_is_set_aside_in_part() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), []);
+    let body = vec![b'x'; 2 << 20];
+    assert!(vhost.publish(QUEUE, QUEUE, &json!({"message_id": "large"}), &body));
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), |_, _, _| Ok(())).run_until_idle(IDLE).expect("a clean end");
+    let dead = drain(vhost.url(), queue::DEAD_LETTER).pop().expect("one dead letter");
+    assert_eq!(dead.body.len(), 65536);
+    let (_, death) = death(dead);
+    assert!(death.error.starts_with("only 65536 of its 2097152 bytes are kept: "), "{}", death.error);
+    assert!(death.error.ends_with("; not JSON: expected value at line 1 column 1"), "{}", death.error);
+}
+
+#[test]
+fn a_message_without_an_id_gets_one_when_it_is_set_aside() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), []);
+    for _ in 0..2 {
+        assert!(vhost.publish(QUEUE, QUEUE, &json!({}), b"garbage"));
+    }
+    worker(vhost.url(), Arc::new(MemoryLedger::default()), |_, _, _| Ok(())).run_until_idle(IDLE).expect("a clean end");
+    let ids: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).into_iter().map(|dead| dead.message_id).collect();
+    assert_eq!(ids.len(), 2);
+    assert!(ids[0].is_some() && ids[0] != ids[1]);
+}
+
+#[test]
+fn what_the_broker_gives_up_tells_its_end() {
+    let vhost = TestVhost::new();
+    let mut envelope = Envelope::new("retry.100ms", "no such queue", b"{}".to_vec());
+    envelope.message_id = "lost".into();
+    // Expires into the default exchange, which has no such queue: it's gone, so this shows the other way round.
+    envelope.routing_key = queue::DEAD_LETTER.into();
+    publish_all(vhost.url(), &[envelope]);
+    let dead = eventually("it has expired", || drain(vhost.url(), queue::DEAD_LETTER).pop());
+    let (id, death) = death(dead);
+    assert_eq!((&*id, &*death.error, &*death.queue), ("lost", "the broker gave it up: expired", "retry.100ms"));
+}

@@ -1,0 +1,67 @@
+//! What health checks say.
+
+use crate::support::{MemoryLedger, publish, while_running, worker};
+use anyhow::anyhow;
+use domain::Failure;
+use serde_json::{Value, json};
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use test_support::{TestVhost, eventually};
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+fn get(port: u16, path: &str) -> Option<(u16, Value)> {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let mut response = agent.get(format!("http://127.0.0.1:{port}{path}")).call().ok()?;
+    let body = response.body_mut().read_to_string().ok()?;
+    Some((response.status().as_u16(), serde_json::from_str(&body).unwrap_or_default()))
+}
+
+#[test]
+fn without_both_servers_a_worker_waits_and_says_what_is_missing() {
+    let nobody = format!("amqp://guest:guest@127.0.0.1:{}", free_port());
+    let mut waiting = worker(&nobody, Arc::new(MemoryLedger::default()), |_, _, _| Ok(()));
+    waiting.health.port = free_port();
+    waiting.database = Arc::new(|| Err(Failure::Unavailable(anyhow!("the database is not available"))));
+    let port = waiting.health.port;
+    while_running(waiting, || {
+        let ready = eventually("an answer", || get(port, "/health/ready"));
+        let missing = json!([
+            {"what": "broker", "why": "not connected"},
+            {"what": "database", "why": "the database is not available"},
+        ]);
+        assert_eq!(ready, (503, json!({"status": "unavailable", "missing": missing})));
+        assert_eq!(get(port, "/health/live"), Some((200, json!({"status": "ok"}))));
+        assert_eq!(get(port, "/health/other").expect("an answer").0, 404);
+    });
+    assert_eq!(get(port, "/health/live"), None, "nothing listens any more");
+}
+
+#[test]
+fn a_worker_is_ready_once_it_consumes_and_the_database_answers() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), []);
+    let database = Arc::new(AtomicBool::new(false));
+    let mut starting = worker(vhost.url(), Arc::new(MemoryLedger::default()), |_, _, _| Ok(()));
+    starting.health.port = free_port();
+    let answers = database.clone();
+    starting.database = Arc::new(move || {
+        let away = || Failure::Unavailable(anyhow!("the database is not available"));
+        answers.load(Ordering::Relaxed).then_some(()).ok_or_else(away)
+    });
+    let port = starting.health.port;
+    while_running(starting, || {
+        assert_eq!(eventually("an answer", || get(port, "/health/ready")).0, 503);
+        database.store(true, Ordering::Relaxed);
+        eventually("it is ready", || (get(port, "/health/ready")? == (200, json!({"status": "ok"}))).then_some(()));
+        database.store(false, Ordering::Relaxed);
+        assert_eq!(get(port, "/health/ready").expect("an answer").0, 503);
+    });
+}

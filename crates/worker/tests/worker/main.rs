@@ -1,0 +1,7 @@
+//! The worker on a real broker.
+
+mod failures;
+mod health;
+mod processes;
+mod stopping;
+mod support;
