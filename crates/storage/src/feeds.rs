@@ -11,6 +11,7 @@ use crate::{
 use diesel::{
     PgConnection,
     prelude::*,
+    result::{DatabaseErrorKind, Error as Diesel},
     sql_query,
     sql_types::{Array, BigInt, Nullable},
 };
@@ -23,21 +24,40 @@ use domain::{TweetId, UserId, message::FollowerRange};
 /// [`crate::Error::NotFound`] when a tweet was never posted.
 pub fn write(conn: &mut PgConnection, chunks: &[(TweetId, FollowerRange)]) -> Result<usize> {
     tweets::require_known(conn, &chunks.iter().map(|(tweet, _)| *tweet).collect::<Vec<_>>())?;
-    // Sorted by key: two batches that overlap and lock in different order would deadlock.
-    Ok(sql_query(
-        "INSERT INTO feed_entry (reader_id, tweet_id)
-         SELECT s.follower_id, t.id
-         FROM unnest($1, $2, $3) AS chunk (tweet_id, after, upto)
-         JOIN tweet t ON t.id = chunk.tweet_id AND t.deleted_at IS NULL
-         JOIN subscription s ON s.author_id = t.author_id
-             AND s.follower_id > chunk.after AND s.follower_id <= chunk.upto AND s.since_tweet_id <= t.id
-         ORDER BY 1, 2
-         ON CONFLICT DO NOTHING",
-    )
-    .bind::<Array<BigInt>, _>(chunks.iter().map(|(tweet, _)| tweet.0).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(chunks.iter().map(|(_, range)| range.after.0).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(chunks.iter().map(|(_, range)| range.upto.0).collect::<Vec<_>>())
-    .execute(conn)?)
+    insert_new(conn, |conn, on_conflict| {
+        // `OFFSET 0` keeps the planner to one range of the index for each chunk, whatever it thinks of their sizes.
+        // Sorted by key: two batches that overlap and lock in different order would deadlock.
+        sql_query(format!(
+            "INSERT INTO feed_entry (reader_id, tweet_id)
+             SELECT s.follower_id, t.id
+             FROM unnest($1, $2, $3) AS chunk (tweet_id, after, upto)
+             JOIN tweet t ON t.id = chunk.tweet_id AND t.deleted_at IS NULL
+             CROSS JOIN LATERAL (
+                 SELECT follower_id FROM subscription
+                 WHERE author_id = t.author_id AND follower_id > chunk.after AND follower_id <= chunk.upto
+                   AND since_tweet_id <= t.id OFFSET 0) s
+             ORDER BY 1, 2 {on_conflict}"
+        ))
+        .bind::<Array<BigInt>, _>(chunks.iter().map(|(tweet, _)| tweet.0).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(chunks.iter().map(|(_, range)| range.after.0).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(chunks.iter().map(|(_, range)| range.upto.0).collect::<Vec<_>>())
+        .execute(conn)
+    })
+}
+
+/// Runs an INSERT as it stands, in a savepoint, and only if a row is there already once more with
+/// `ON CONFLICT DO NOTHING`: that costs every row a second descent of the index and a record more of the log, and only
+/// what comes a second time needs it.
+pub(crate) fn insert_new(
+    conn: &mut PgConnection,
+    insert: impl Fn(&mut PgConnection, &str) -> QueryResult<usize>,
+) -> Result<usize> {
+    match conn.transaction(|conn| insert(conn, "")) {
+        Err(Diesel::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
+            Ok(insert(conn, "ON CONFLICT DO NOTHING")?)
+        }
+        result => Ok(result?),
+    }
 }
 
 /// The newest `limit` tweets of the reader's feed with ids below `before`, the newest first.

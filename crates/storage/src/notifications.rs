@@ -1,6 +1,6 @@
 //! Tables `email_notification` and `sms_notification`: what users are told, once each.
 
-use crate::{Error, Result, tweets};
+use crate::{Error, Result, feeds, tweets};
 use diesel::{
     PgConnection, RunQueryDsl, sql_query,
     sql_types::{Array, BigInt, Text},
@@ -23,23 +23,29 @@ pub fn record_chunks(conn: &mut PgConnection, channel: Channel, chunks: &[&SendN
     tweets::require_known(conn, &chunks.iter().map(|chunk| chunk.tweet_id).collect::<Vec<_>>())?;
     let column = |of: fn(&SendNotificationChunk) -> i64| chunks.iter().map(|chunk| of(chunk)).collect::<Vec<_>>();
     let address = channel.as_str();
-    Ok(sql_query(format!(
-        r#"INSERT INTO {table} (user_id, source, source_id, {address}, text)
-           SELECT u.id, 'tweet', t.id::text, u.{address}, chunk.text
-           FROM unnest($1, $2, $3, $4) AS chunk (tweet_id, after, upto, text)
-           JOIN tweet t ON t.id = chunk.tweet_id AND t.deleted_at IS NULL
-           JOIN subscription s ON s.author_id = t.author_id
-               AND s.follower_id > chunk.after AND s.follower_id <= chunk.upto AND s.created_at <= t.created_at
-           JOIN "user" u ON u.id = s.follower_id AND u.channel = '{address}' AND u.deleted_at IS NULL
-           ORDER BY 1, 2, 3
-           ON CONFLICT DO NOTHING"#,
-        table = table(channel)
-    ))
-    .bind::<Array<BigInt>, _>(column(|chunk| chunk.tweet_id.0))
-    .bind::<Array<BigInt>, _>(column(|chunk| chunk.followers.after.0))
-    .bind::<Array<BigInt>, _>(column(|chunk| chunk.followers.upto.0))
-    .bind::<Array<Text>, _>(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<Vec<_>>())
-    .execute(conn)?)
+    let table = table(channel);
+    feeds::insert_new(conn, |conn, on_conflict| {
+        // Planned as `feeds::write` is.
+        sql_query(format!(
+            r#"INSERT INTO {table} (user_id, source, source_id, {address}, text)
+               SELECT s.follower_id, 'tweet', t.id::text, u.{address}, chunk.text
+               FROM unnest($1, $2, $3, $4) AS chunk (tweet_id, after, upto, text)
+               JOIN tweet t ON t.id = chunk.tweet_id AND t.deleted_at IS NULL
+               CROSS JOIN LATERAL (
+                   SELECT follower_id FROM subscription
+                   WHERE author_id = t.author_id AND follower_id > chunk.after AND follower_id <= chunk.upto
+                     AND created_at <= t.created_at OFFSET 0) s
+               CROSS JOIN LATERAL (
+                   SELECT {address} FROM "user"
+                   WHERE id = s.follower_id AND channel = '{address}' AND deleted_at IS NULL OFFSET 0) u
+               ORDER BY 1, 2, 3 {on_conflict}"#
+        ))
+        .bind::<Array<BigInt>, _>(column(|chunk| chunk.tweet_id.0))
+        .bind::<Array<BigInt>, _>(column(|chunk| chunk.followers.after.0))
+        .bind::<Array<BigInt>, _>(column(|chunk| chunk.followers.upto.0))
+        .bind::<Array<Text>, _>(chunks.iter().map(|chunk| chunk.text.as_str()).collect::<Vec<_>>())
+        .execute(conn)
+    })
 }
 
 /// A notification of one user, by another program's message.

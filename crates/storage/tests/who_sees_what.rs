@@ -171,7 +171,7 @@ fn an_import_goes_on_where_it_stopped_and_skips_what_is_taken() {
         assert_eq!((done.created, done.skipped, done.state.as_str()), (9, 1, "done"));
     }
     assert_eq!(subscriptions::followers_of(&mut conn, author, 100).unwrap().len(), 9);
-    assert!(!subscriptions::followers_of(&mut conn, author, 100).unwrap().contains(&taken));
+    assert!(subscriptions::followers_of(&mut conn, author, 100).unwrap().iter().all(|follower| follower.id != taken));
     assert_eq!(
         db.count(r#"SELECT count(*) AS n FROM "user" WHERE email = login || '@example.com' AND import_id IS NOT NULL"#),
         5
@@ -218,4 +218,27 @@ fn migrations_go_down_and_up_again() {
     let mut ran = migrations::run(&mut conn).unwrap();
     ran.reverse();
     assert_eq!(ran, reverted);
+}
+
+#[test]
+fn a_chunk_that_comes_again_or_overlaps_adds_only_what_is_missing() {
+    let db = TestDatabase::new();
+    let mut conn = db.database().connection().unwrap();
+    let author = user(&mut conn, "author", Channel::Email);
+    let readers: Vec<UserId> = (0..6).map(|n| user(&mut conn, &format!("reader{n}"), Channel::Email)).collect();
+    for reader in &readers {
+        db.database().transaction(|conn| subscriptions::create(conn, author, *reader)).unwrap();
+    }
+    let text = TweetText::parse("hello").unwrap();
+    let tweet = db.database().transaction(|conn| tweets::post(conn, author, &text)).unwrap();
+    let range = |after: usize, upto: usize| FollowerRange { after: readers[after], upto: readers[upto] };
+    for (range, new) in [(range(0, 3), 3), (range(0, 3), 0), (range(1, 4), 1), (EVERYBODY, 2)] {
+        let written = db.database().transaction(|conn| feeds::write(conn, &[(tweet.id, range), (tweet.id, range)]));
+        assert_eq!(written.unwrap(), new);
+        let chunk = SendNotificationChunk::of(&tweet, range, Channel::Email);
+        let recorded =
+            db.database().transaction(|conn| notifications::record_chunks(conn, Channel::Email, &[&chunk, &chunk]));
+        assert_eq!(recorded.unwrap(), new);
+    }
+    assert_audit_is_clean(&db);
 }
