@@ -1,8 +1,7 @@
 //! The loop: collect, decode, handle, publish, await the confirms, acknowledge.
 
-use crate::{BatchHandler, Consuming, Item, Outgoing, Received, Settings, Step, Stop};
+use crate::{Backoff, BatchHandler, Consuming, Item, Outgoing, Received, Settings, Step, Stop};
 use crate::{
-    backoff::Backoff,
     panics,
     policy::{self, Course},
     pulse::Pulse,
@@ -77,7 +76,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             publisher,
             step: Step::new(pulse.clone(), shared.stop.clone()),
             pulse,
-            database: shared.backoff(),
+            database: shared.settings.backoff(),
             batch_began: Instant::now(),
             handled: BTreeMap::new(),
             shared,
@@ -109,7 +108,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
     fn consume(&mut self) -> Result<(), broker::Error> {
         let Consuming { batch: max, linger_ms, .. } = *self.shared.consuming;
         let linger = Duration::from_millis(linger_ms);
-        let mut refused = self.shared.backoff();
+        let mut refused = self.shared.settings.backoff();
         let mut idle_since = Instant::now();
         while !self.shared.stop.is_requested() {
             self.pulse.beat();
@@ -128,7 +127,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
                 }
                 Err(error @ broker::Error::Url(_)) => return Err(error),
                 Err(error) => {
-                    let (delay, say) = refused.next();
+                    let (delay, say) = refused.failed();
                     if say {
                         log::error!("can't consume, waiting for the broker to be put right: {error}");
                     }
@@ -265,7 +264,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         mut envelopes: Vec<Envelope>,
         refused: impl Fn(Envelope, Reason) -> Result<Envelope, Failure>,
     ) -> Uninterrupted<Result<(), Failure>> {
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.settings.backoff();
         while !envelopes.is_empty() {
             self.pulse.beat();
             let deadline = Instant::now() + self.shared.confirm_timeout;
@@ -287,7 +286,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
                 Ok(envelopes) => envelopes,
                 Err(failure) => return Ok(Err(failure)),
             };
-            let (delay, say) = backoff.next();
+            let (delay, say) = backoff.failed();
             if say {
                 log::warn!("published again until the broker confirms it: {why}");
             }
@@ -399,7 +398,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         if self.shared.stop.is_requested() {
             return Err(Interrupted);
         }
-        let (delay, say) = self.database.next();
+        let (delay, say) = self.database.failed();
         if say {
             emit(DatabaseUnavailable { error: &format_args!("{error:#}"), retry_in: Some(delay) });
         }
@@ -411,13 +410,6 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         if let Some(after) = self.database.reset() {
             emit(DatabaseAvailable { after });
         }
-    }
-}
-
-impl<F> Shared<'_, F> {
-    fn backoff(&self) -> Backoff {
-        let Settings { unavailable_backoff_ms: first, unavailable_backoff_max_ms: max, .. } = *self.settings;
-        Backoff::new(Duration::from_millis(first), Duration::from_millis(max))
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{Received, header::DIED_IN};
+use crate::{Received, decode::shorten, header::DIED_IN};
 use broker::header::{DEATH_QUEUE, DEATH_REASON, DEATH_TIME};
 use chrono::{DateTime, SecondsFormat, Utc};
 use domain::envelope::header::{ATTEMPTS, ERROR, FAILED_AT};
@@ -30,7 +30,8 @@ impl Death {
             (None, None) => "another program published it as a dead letter, without a reason".to_owned(),
         };
         Self {
-            queue: header(DIED_IN).or(header(DEATH_QUEUE)).unwrap_or(&received.routing_key).to_owned(),
+            // Another program may have put anything there.
+            queue: shorten(header(DIED_IN).or(header(DEATH_QUEUE)).unwrap_or(&received.routing_key), 255).to_owned(),
             error,
             attempts: header(ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0),
             failed_at: time(FAILED_AT).or(time(DEATH_TIME)).map_or_else(Utc::now, Into::into),

@@ -77,6 +77,17 @@ impl Received {
         let failed = self.headers.get(envelope::header::ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0u32);
         failed.saturating_add(self.deaths)
     }
+
+    /// The headers that it was published with, without those that tell of failures and of its end.
+    pub fn own_headers(&self) -> BTreeMap<String, String> {
+        const OURS: [&str; 4] =
+            [envelope::header::ATTEMPTS, envelope::header::ERROR, envelope::header::FAILED_AT, header::DIED_IN];
+        const BROKERS: [&str; 3] = ["x-death", "x-first-death-", "x-last-death-"];
+        let mut headers = self.headers.clone();
+        headers
+            .retain(|name, _| !OURS.contains(&name.as_str()) && !BROKERS.iter().any(|prefix| name.starts_with(prefix)));
+        headers
+    }
 }
 
 impl From<Delivery> for Received {

@@ -15,10 +15,12 @@ mod settings;
 mod stop;
 mod worker;
 
+pub use backoff::Backoff;
 pub use cli::main;
 pub use death::Death;
 pub use decode::{json, kind};
 pub use handler::{BatchHandler, Item, Outgoing, Received, Step};
+pub use pulse::Pulse;
 pub use settings::{Consuming, HealthSettings, Settings};
 pub use stop::Stop;
 pub use worker::Worker;

@@ -82,11 +82,7 @@ pub(crate) fn cut(mut envelope: Envelope, refusal: &str) -> Envelope {
 /// The message as it came, but to another exchange. A message without an id gets one here: two that are alike may be
 /// meant twice, so it's no digest of them.
 fn onward(received: &Received, exchange: String) -> Envelope {
-    let mut headers = received.headers.clone();
-    headers.retain(|name, _| {
-        let brokers = ["x-death", "x-first-death-", "x-last-death-"].iter().any(|prefix| name.starts_with(prefix));
-        !brokers && ![ERROR, FAILED_AT, header::DIED_IN].contains(&&**name)
-    });
+    let mut headers = received.own_headers();
     headers.insert(header::ORIGINAL_EXCHANGE.into(), received.exchange.clone());
     headers.insert(header::ORIGINAL_ROUTING_KEY.into(), received.routing_key.clone());
     Envelope {

@@ -35,8 +35,8 @@ struct InHand {
     correlation_id: Option<String>,
 }
 
-/// When one loop has to show itself next.
-pub(crate) struct Pulse {
+/// The signs of life of one loop.
+pub struct Pulse {
     limit: Duration,
     /// When the step of handling in hand is over its limit; 0 while there is none.
     step_ends_ms: AtomicU64,
@@ -46,7 +46,8 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    pub(crate) fn new(limit: Duration) -> Self {
+    /// Of a loop whose steps take no longer than `limit`.
+    pub fn new(limit: Duration) -> Self {
         let pulse =
             Self { limit, step_ends_ms: AtomicU64::new(0), due_ms: AtomicU64::new(0), in_hand: Mutex::default() };
         pulse.beat();
@@ -54,7 +55,7 @@ impl Pulse {
     }
 
     /// The loop moves.
-    pub(crate) fn beat(&self) {
+    pub fn beat(&self) {
         self.due_ms.store(now_ms() + ms(self.limit) + ms(MARGIN), Ordering::Relaxed);
     }
 
@@ -88,8 +89,8 @@ impl Pulse {
         self.beat();
     }
 
-    /// Whether the loop moves or may rest.
-    pub(crate) fn is_alive(&self) -> bool {
+    /// Whether the loop has moved in the time of its limit and 30 s more, or may rest.
+    pub fn is_alive(&self) -> bool {
         now_ms() <= self.due_ms.load(Ordering::Relaxed)
     }
 

@@ -1,3 +1,4 @@
+use crate::Backoff;
 use anyhow::ensure;
 use serde::Deserialize;
 use std::{net::IpAddr, time::Duration};
@@ -22,6 +23,12 @@ impl Settings {
     /// The wait before each further attempt.
     pub fn retry_delays(&self) -> Vec<Duration> {
         self.retry_delays_ms.iter().copied().map(Duration::from_millis).collect()
+    }
+
+    /// The waits while something is away.
+    pub fn backoff(&self) -> Backoff {
+        let ms = Duration::from_millis;
+        Backoff::new(ms(self.unavailable_backoff_ms), ms(self.unavailable_backoff_max_ms))
     }
 
     pub(crate) fn check(&self) -> anyhow::Result<()> {
