@@ -6,6 +6,7 @@ use domain::topology::Topology;
 use serde::{Deserialize, de::DeserializeOwned};
 use settings::{Problem, Secret};
 use std::{
+    collections::HashMap,
     env,
     ffi::OsString,
     fs,
@@ -27,7 +28,6 @@ pub(crate) struct Connections {
 
 const DATABASE_URL: &str = "MURMURATION__DATABASE__URL";
 const AMQP_URL: &str = "MURMURATION__BROKER__URL";
-const GATEWAY_URL: &str = "GATEWAY_URL";
 
 /// How long a statement may take that goes over whole tables.
 const LONG_STATEMENT_MS: u64 = 600_000;
@@ -51,8 +51,8 @@ struct WorkerSection {
 pub(crate) struct Context {
     /// What settings are loaded with; the last of a name counts.
     variables: Vec<(OsString, OsString)>,
-    /// The gateway of the checkout, if its `.local/env` is in use.
-    local_gateway: Option<String>,
+    /// What the checkout's `.local/env` says, if it is in use.
+    local: HashMap<String, String>,
 }
 
 impl Context {
@@ -65,7 +65,7 @@ impl Context {
                 variables.push((name.into(), url.expose().into()));
             }
         }
-        let mut context = Self { variables, local_gateway: None };
+        let mut context = Self { variables, local: HashMap::new() };
         // Only if neither server is named: never one of theirs and one of the checkout's.
         if context.lacks::<DatabaseSection>()
             && context.lacks::<BrokerSection>()
@@ -73,12 +73,10 @@ impl Context {
         {
             let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
             log::debug!("the servers are those of {}", path.display());
-            for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
-                match name {
-                    DATABASE_URL | AMQP_URL => context.variables.push((name.into(), value.into())),
-                    GATEWAY_URL => context.local_gateway = Some(value.into()),
-                    _ => {}
-                }
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            context.local = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            for name in [DATABASE_URL, AMQP_URL] {
+                context.variables.extend(context.local.get(name).map(|url| (name.into(), url.into())));
             }
         }
         Ok(context)
@@ -134,7 +132,7 @@ impl Context {
 
     /// Where the gateway is, without a slash at the end.
     pub(crate) fn gateway<'a>(&'a self, given: Option<&'a str>) -> &'a str {
-        let url = given.filter(|url| !url.is_empty()).or(self.local_gateway.as_deref());
+        let url = given.filter(|url| !url.is_empty()).or(self.local.get("GATEWAY_URL").map(String::as_str));
         url.unwrap_or("http://127.0.0.1:7777").trim_end_matches('/')
     }
 }

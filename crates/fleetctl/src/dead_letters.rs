@@ -1,7 +1,7 @@
 use crate::{
     Outcome,
     context::Context,
-    output::{self, hex_dump, short, visible, visible_lines},
+    output::{self, hex, hex_dump, short, visible, visible_lines},
     progress::Progress,
 };
 use clap::ValueEnum;
@@ -68,7 +68,7 @@ pub(crate) struct Discard {
     #[command(flatten)]
     which: Which,
     /// Yes, all of them
-    #[arg(long, requires = "all", required_if_eq("all", "true"))]
+    #[arg(long, required_if_eq("all", "true"))]
     yes: bool,
 }
 
@@ -81,7 +81,7 @@ struct Which {
     #[arg(long)]
     all: bool,
     /// With --all: only those that died in this queue
-    #[arg(long, requires = "all")]
+    #[arg(long, conflicts_with = "ids")]
     queue: Option<String>,
     /// Who does it, for the record
     #[arg(long, env = "USER", default_value = "unknown", hide_env_values = true, value_name = "NAME")]
@@ -206,7 +206,7 @@ fn show(args: &Show, context: &Context, out: &mut dyn Write) -> anyhow::Result<O
         let mut json = head_json(&letter);
         match body {
             Body::Text(text) => json["body"] = text.into(),
-            Body::Binary(bytes) => json["bodyHex"] = bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            Body::Binary(bytes) => json["bodyHex"] = hex(bytes, "").into(),
         }
         serde_json::to_writer_pretty(&mut *out, &json)?;
         writeln!(out)?;

@@ -55,13 +55,17 @@ pub(crate) fn table(out: &mut dyn Write, header: &[&str], rows: &[Vec<String>]) 
     rows.iter().try_for_each(|row| line(&mut row.iter().map(String::as_str)))
 }
 
+/// Two digits for each byte.
+pub(crate) fn hex(bytes: &[u8], separator: &str) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(separator)
+}
+
 /// Sixteen bytes to a line: offset, hexadecimal, and what of it is printable ASCII.
 pub(crate) fn hex_dump(bytes: &[u8]) -> String {
     bytes.chunks(16).enumerate().fold(String::new(), |mut dump, (line, chunk)| {
-        let hex = chunk.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
         let ascii: String =
             chunk.iter().map(|byte| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '.' }).collect();
-        writeln!(dump, "{:08x}  {hex:47}  {ascii}", line * 16).expect("writing to a string can't fail");
+        writeln!(dump, "{:08x}  {:47}  {ascii}", line * 16, hex(chunk, " ")).expect("writing to a string can't fail");
         dump
     })
 }

@@ -14,7 +14,6 @@ pub(crate) enum Command {
 }
 
 #[derive(clap::Args)]
-#[group(id = "contact", required = true, multiple = false, args = ["email", "phone"])]
 pub(crate) struct Create {
     /// 1 to 32 characters, not yet taken
     #[arg(long, value_parser = Login::parse)]
@@ -23,7 +22,7 @@ pub(crate) struct Create {
     #[arg(long, value_parser = Email::parse)]
     email: Option<Email>,
     /// Where notifications go, if by SMS: E.164, such as +14155550123
-    #[arg(long, value_parser = Phone::parse)]
+    #[arg(long, value_parser = Phone::parse, conflicts_with = "email", required_unless_present = "email")]
     phone: Option<Phone>,
     /// Read a password: from the terminal without showing it, else one line of the standard input. Without a password
     /// the user can't log in
@@ -75,7 +74,8 @@ fn read_password() -> anyhow::Result<String> {
         io::stdin().read_line(&mut line).context("can't read the password")?;
         line.trim_end_matches(['\r', '\n']).to_owned()
     };
-    ensure!(!password.is_empty(), "the password must not be empty");
+    // As the gateway has it.
+    ensure!((8..=128).contains(&password.chars().count()), "the password must be 8 to 128 characters long");
     Ok(password)
 }
 

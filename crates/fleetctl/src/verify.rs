@@ -33,20 +33,18 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     let database = context.patient_database()?;
     let mut flow = Flow::new(context, database.clone())?;
     let deadline = args.wait.map(|wait| Instant::now() + wait);
-    let mut report = loop {
+    let report = loop {
         let rest = match deadline {
             Some(deadline) => flow.await_rest(deadline)?,
             None => flow.look()?,
         };
-        let report = Report { rest, ..audit(&database)? };
+        let report = audit(&database, rest, deadline.is_some())?;
         // A message that a worker has in hand is in no queue's depth: what is missing may just be on its way.
         match deadline {
             Some(deadline) if report.is_wrong() && Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
             _ => break report,
         }
     };
-    // Whoever doesn't ask to wait is told what is under way, and no more.
-    report.rest_required = deadline.is_some();
     match args.json {
         true => report.write_json(out)?,
         false => report.write_text(out)?,
@@ -60,7 +58,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const QUIET_POLLS: u32 = 5;
 
 /// What messages are where.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Rest {
     /// Outbox and queues that aren't empty.
     under_way: Vec<(String, u64)>,
@@ -143,7 +141,7 @@ impl Flow {
     }
 }
 
-fn audit(database: &Database) -> anyhow::Result<Report> {
+fn audit(database: &Database, rest: Rest, rest_required: bool) -> anyhow::Result<Report> {
     let progress = Progress::new("verifying", audit::CHECK_COUNT as u64);
     let (findings, waiting) = database
         .transaction(|conn| {
@@ -154,13 +152,13 @@ fn audit(database: &Database) -> anyhow::Result<Report> {
             Ok((findings, dead_letters::count_waiting(conn)?))
         })
         .context("verifying")?;
-    Ok(Report { rest: Rest::default(), rest_required: true, findings, waiting_dead_letters: waiting.unsigned_abs() })
+    Ok(Report { rest, rest_required, findings, waiting_dead_letters: waiting.unsigned_abs() })
 }
 
 /// What was found.
 struct Report {
     rest: Rest,
-    /// Whether anything under way counts as wrong.
+    /// Whether anything under way counts as wrong: whoever doesn't wait is only told.
     rest_required: bool,
     findings: Vec<Finding>,
     waiting_dead_letters: u64,

@@ -24,7 +24,6 @@ use uuid::Uuid;
 ///
 /// The same seed makes the same tweets; which one of an author comes first is up to the connections.
 #[derive(clap::Args)]
-#[group(id = "by", required = true, multiple = false, args = ["authors", "author"])]
 pub(crate) struct Args {
     /// How many tweets
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -33,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     authors: Option<u32>,
     /// By this author alone
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "authors", required_unless_present = "authors")]
     author: Option<UserId>,
     /// Tweets per second, over all connections; without it as fast as they go
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -45,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long)]
     direct: bool,
     /// Where the gateway is; without it the checkout's own, or http://127.0.0.1:7777
-    #[arg(long, env = "GATEWAY_URL", value_name = "URL", conflicts_with = "direct")]
+    #[arg(long, env = "GATEWAY_URL", value_name = "URL")]
     gateway: Option<String>,
     /// How many connections post at once
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
