@@ -104,9 +104,14 @@ impl Context {
         })
     }
 
+    /// Where the shared schema is.
+    pub(crate) fn database_settings(&self) -> anyhow::Result<storage::Settings> {
+        Ok(self.settings::<DatabaseSection>()?.database)
+    }
+
     /// The shared schema, with settings adjusted.
     pub(crate) fn database_with(&self, adjust: impl FnOnce(&mut storage::Settings)) -> anyhow::Result<Database> {
-        let mut settings = self.settings::<DatabaseSection>()?.database;
+        let mut settings = self.database_settings()?;
         adjust(&mut settings);
         Ok(Database::open(&settings, "fleetctl")?)
     }
@@ -128,6 +133,11 @@ impl Context {
     /// The fleet's exchanges, queues and bindings.
     pub(crate) fn topology(&self) -> anyhow::Result<Topology> {
         Ok(Topology::fleet(&self.settings::<WorkerSection>()?.worker.retry_delays()))
+    }
+
+    /// Where the broker's management API is, if that's known.
+    pub(crate) fn management<'a>(&'a self, given: Option<&'a str>) -> Option<&'a str> {
+        given.filter(|url| !url.is_empty()).or(self.local.get("RABBITMQ_MANAGEMENT_URL").map(String::as_str))
     }
 
     /// Where the gateway is, without a slash at the end.

@@ -159,7 +159,13 @@ impl Fleet {
                     bail!("{} {} has ended: {status}; see its log in {}", name.0, name.1, self.logs.display());
                 }
                 let late = Instant::now() > end;
-                ensure!(!late, "{} {} isn't ready after {limit:?}; see its log in {}", name.0, name.1, self.logs.display());
+                ensure!(
+                    !late,
+                    "{} {} isn't ready after {limit:?}; see its log in {}",
+                    name.0,
+                    name.1,
+                    self.logs.display()
+                );
                 thread::sleep(Duration::from_millis(20));
             }
         }
@@ -250,7 +256,8 @@ impl Fleet {
             let status = fs::read_to_string(format!("/proc/{}/status", process.child.id()))
                 .with_context(|| format!("{} {} has ended", name.0, name.1))?;
             let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.parse::<u64>().ok());
+            let kib =
+                line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.parse::<u64>().ok());
             Ok((name.clone(), kib.context("the kernel tells no resident memory")? * 1024))
         };
         self.processes.iter().map(resident).collect()

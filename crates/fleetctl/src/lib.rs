@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod bench;
 mod context;
 mod dead_letters;
 mod duration;
+pub mod fleet;
 mod interrupt;
 mod load;
 mod migrate;
@@ -60,6 +62,8 @@ enum Command {
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
     Verify(verify::Args),
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 /// How a command ended that could do its work.
@@ -114,6 +118,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Load(command) => load::run(command, &context, out),
         Command::DeadLetters(command) => dead_letters::run(command, &context, out),
         Command::Verify(args) => verify::run(&args, &context, out),
+        Command::Bench(command) => bench::run(&command, &context, out),
     }?;
     out.flush().context("can't write the output")?;
     Ok(outcome)

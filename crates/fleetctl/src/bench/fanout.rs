@@ -5,6 +5,7 @@ use super::{
     report::{Figure, Machine, Report, median, spread},
     stage::Stage,
 };
+use crate::{Outcome, context::Context, progress::Progress};
 use anyhow::{Context as _, bail, ensure};
 use domain::{
     TweetId, UserId,
@@ -12,10 +13,10 @@ use domain::{
     values::{Channel, TweetText},
 };
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
     fs,
+    io::Write,
     path::PathBuf,
     process::Command,
     sync::Mutex,
@@ -40,22 +41,16 @@ const HOME: UserId = UserId(16);
 const CROWD: std::ops::Range<i64> = 100..300;
 const CROWD_FOLLOWERS: i64 = 100;
 
-/// Measures, prints the table to standard output, and writes it with the JSON.
-///
-/// # Errors
-/// When something fails, or a measured tweet doesn't arrive whole.
-pub fn run(args: &Fanout, database: &storage::Settings, broker: &broker::Settings) -> anyhow::Result<()> {
+/// Measures, prints the table, and writes it with the JSON.
+pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     ensure!(!cfg!(debug_assertions), "this is a debug build, whose figures mean nothing: use `make bench`");
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{elapsed_precise} {bar:30} {msg}")?);
-    bar.set_length(7);
-    bar.enable_steady_tick(Duration::from_millis(200));
+    let progress = Progress::waiting("bench fanout");
     let begin = |what: &str| {
-        bar.inc(1);
-        bar.set_message(what.to_owned());
+        progress.say(what);
         log::info!("{what}");
     };
     begin("filling the database");
-    let mut stage = Stage::new(args, database, broker)?;
+    let mut stage = Stage::new(args, context)?;
     fill(args, &stage)?;
 
     let mut figures = Vec::new();
@@ -68,7 +63,7 @@ pub fn run(args: &Fanout, database: &storage::Settings, broker: &broker::Setting
     crowd(args, &stage, &mut figures)?;
     memory(&stage, &mut figures)?;
     begin("reading feeds, over HTTP and by pgbench");
-    reading(args, &stage, database, &mut figures)?;
+    reading(args, &stage, &mut figures)?;
     stage.stop()?;
     begin("one message for each follower, in batches of one");
     let single = singles(&mut stage)?;
@@ -83,14 +78,14 @@ pub fn run(args: &Fanout, database: &storage::Settings, broker: &broker::Setting
             detail: format!("{many:.0} followers/s and {single:.0} followers/s"),
         },
     );
-    bar.finish_and_clear();
+    drop(progress);
 
     let postgres = baseline::server_version(&mut *stage.connection()?)?;
     let at = chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
     let report = Report { benchmark: "fanout", at, machine: Machine::this(postgres), figures };
     report.write(&args.out)?;
-    println!("{}", report.to_markdown());
-    Ok(())
+    writeln!(out, "{}", report.to_markdown())?;
+    Ok(Outcome::Done)
 }
 
 /// Users, who follows whom, and feeds with a past.
@@ -202,10 +197,10 @@ fn time_plain(stage: &Stage, author: UserId, followers: i64) -> anyhow::Result<D
     let sms = text.for_sms();
     baseline::checkpoint(&mut conn)?;
     let start = Instant::now();
+    let notify = |channel, text| {
+        stage.database.transaction(|conn| baseline::plain_notifications(conn, channel, author, tweet.id, text))
+    };
     let written: Vec<storage::Result<usize>> = thread::scope(|scope| {
-        let notify = |channel, text| {
-            stage.database.transaction(|conn| baseline::plain_notifications(conn, channel, author, tweet.id, text))
-        };
         let sessions = [
             scope.spawn(|| stage.database.transaction(|conn| baseline::plain_feed_rows(conn, author, tweet.id))),
             scope.spawn(|| notify(Channel::Email, text.as_str())),
@@ -285,7 +280,8 @@ fn sizes(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Res
 fn crowd(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     const POSTERS: usize = 8;
     let readers = i64::from(args.followers.max(args.largest));
-    let first = |author: i64| FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % (readers - CROWD_FOLLOWERS).max(1);
+    let first =
+        |author: i64| FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % (readers - CROWD_FOLLOWERS).max(1);
     let authors = Mutex::new(CROWD);
     let waiting = Mutex::new(Vec::new());
     let mut latencies = Histogram::<u64>::new(3).context("a histogram")?;
@@ -352,12 +348,7 @@ fn memory(stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
 }
 
 /// Feeds are read over HTTP, then by pgbench with the same query.
-fn reading(
-    args: &Fanout,
-    stage: &Stage,
-    database: &storage::Settings,
-    figures: &mut Vec<Figure>,
-) -> anyhow::Result<()> {
+fn reading(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     const CONNECTIONS: usize = 32;
     let url = format!("{}/api/v1/get-feed/{FIRST_READER}?count=20", stage.fleet.gateway_url());
     let end = Instant::now() + Duration::from_secs(args.seconds.into());
@@ -388,7 +379,7 @@ fn reading(
     }
     let rate = latencies.len() as f64 / elapsed;
     let p99 = latencies.value_at_quantile(0.99) as f64 / 1000.0;
-    let pgbench = pgbench(args, stage, database)?;
+    let pgbench = pgbench(args, stage)?;
     figures.push(Figure {
         what: format!("get-feed of a reader with 800 entries, {CONNECTIONS} connections: requests/s ÷ pgbench's"),
         value: rate / pgbench,
@@ -401,23 +392,20 @@ fn reading(
 }
 
 /// Queries/s of pgbench with 32 sessions that read the same page.
-fn pgbench(args: &Fanout, stage: &Stage, database: &storage::Settings) -> anyhow::Result<f64> {
+fn pgbench(args: &Fanout, stage: &Stage) -> anyhow::Result<f64> {
     let script = args.out.join("feed_page.sql");
     let query = baseline::feed_page_sql()
         .replace("$1", &FIRST_READER.to_string())
         .replace("$2", &i64::MAX.to_string())
         .replace("$3", "20");
     fs::write(&script, query + ";\n").with_context(|| format!("can't write {}", script.display()))?;
-    drop(stage.connection()?);
-    let mut url = url::Url::parse(database.url.expose()).context("the database's URL can't be read")?;
-    url.set_path("murmuration_bench");
     let output = Command::new(pgbench_binary())
         .args(["--no-vacuum", "--protocol=prepared", "--client=32", "--jobs=2"])
         .arg(format!("--time={}", args.seconds))
         .arg("--file")
         .arg(&script)
         .arg("--dbname")
-        .arg(url.as_str())
+        .arg(stage.url.expose())
         .output()
         .context("can't run pgbench, which comes with PostgreSQL")?;
     let text = String::from_utf8_lossy(&output.stdout);

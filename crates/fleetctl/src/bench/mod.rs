@@ -7,43 +7,50 @@ mod fanout;
 mod report;
 mod stage;
 
+use crate::{Outcome, context::Context};
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 
-pub use fanout::run as fanout;
-
-/// What to measure.
+/// Measure what the fleet is judged by, beside what it's compared with
 #[derive(Debug, Subcommand)]
-pub enum Benchmark {
+pub(crate) enum Command {
     /// A tweet's way to its author's followers: how fast, beside plain INSERTs of the same rows
+    ///
+    /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
     Fanout(Fanout),
+}
+
+pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Fanout(args) => fanout::run(args, context, out),
+    }
 }
 
 /// How to measure it.
 #[derive(Clone, Debug, Args)]
-pub struct Fanout {
+pub(crate) struct Fanout {
     /// Followers of the author whose tweets are timed
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1000..=1_000_000))]
-    pub followers: u32,
+    followers: u32,
     /// Entries that each of their feeds holds beforehand
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
-    pub entries: u32,
+    entries: u32,
     /// Followers of the largest author of the comparison of sizes
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
-    pub largest: u32,
+    largest: u32,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub runs: u32,
+    runs: u32,
     /// How long the gateway, and pgbench beside it, are loaded, in seconds
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=600))]
-    pub seconds: u32,
+    seconds: u32,
     /// Folder for the table and the JSON
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    pub out: PathBuf,
+    out: PathBuf,
     /// RabbitMQ's management API, for a vhost of its own
     #[arg(long, env = "RABBITMQ_MANAGEMENT_URL", hide_env_values = true, value_name = "URL")]
-    pub management_url: String,
+    management_url: Option<String>,
     /// Keep the database, the vhost and the logs
     #[arg(long)]
-    pub keep: bool,
+    keep: bool,
 }

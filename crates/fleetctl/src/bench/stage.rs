@@ -1,7 +1,7 @@
 //! A database, a vhost and a fleet of processes for one benchmark.
 
 use super::Fanout;
-use crate::fleet::Fleet;
+use crate::{context::Context, fleet::Fleet};
 use anyhow::Context as _;
 use management::Management;
 use settings::Secret;
@@ -15,6 +15,7 @@ const NAME: &str = "murmuration_bench";
 pub(super) struct Stage {
     pub database: Database,
     pub broker: broker::Settings,
+    pub url: Secret,
     pub fleet: Fleet,
     admin: storage::Settings,
     management: Management,
@@ -23,8 +24,9 @@ pub(super) struct Stage {
 
 impl Stage {
     /// An empty, migrated database and an empty vhost; no process yet. What an interrupted run has left is removed.
-    pub(super) fn new(args: &Fanout, database: &storage::Settings, broker: &broker::Settings) -> anyhow::Result<Self> {
-        let mut admin = database.clone();
+    pub(super) fn new(args: &Fanout, context: &Context) -> anyhow::Result<Self> {
+        let broker = context.broker()?;
+        let mut admin = context.database_settings()?;
         // Filling takes minutes, and a benchmark is no place for a retry.
         admin.statement_timeout_ms = 0;
         admin.call_timeout_ms = 3_600_000;
@@ -35,8 +37,10 @@ impl Stage {
             Ok(Secret::from(url.to_string()))
         };
         let own = storage::Settings { url: at(&admin.url)?, ..admin.clone() };
-        let broker = broker::Settings { url: at(&broker.url)?, ..broker.clone() };
-        let management = Management::new(&args.management_url)?;
+        let broker = broker::Settings { url: at(&broker.url)?, ..broker };
+        let management = context.management(args.management_url.as_deref());
+        let management = management.context("where is RabbitMQ's management API? Set RABBITMQ_MANAGEMENT_URL")?;
+        let management = Management::new(management)?;
         // Fails where there was none.
         let _ = management.delete_vhost(NAME);
         management.create_vhost(NAME)?;
@@ -47,7 +51,7 @@ impl Stage {
         migrations::run(&mut *database.connection()?)?;
         let mut fleet = Fleet::new(own.url.expose(), broker.url.expose(), &args.out.join("logs"))?;
         fleet.set("MURMURATION__TELEMETRY__LOG", "warn");
-        Ok(Self { database, broker, fleet, admin, management, keep: args.keep })
+        Ok(Self { database, broker, url: own.url, fleet, admin, management, keep: args.keep })
     }
 
     /// A connection for filling and looking.
@@ -86,9 +90,9 @@ impl Drop for Stage {
         if let Err(error) = self.management.delete_vhost(NAME) {
             log::warn!("the vhost {NAME} stays behind: {error}");
         }
-        let dropped = Database::open(&self.admin, "fleetctl").map_err(anyhow::Error::from).and_then(|admin| {
-            Ok(admin::drop_database(&mut *admin.connection()?, NAME)?)
-        });
+        let dropped = Database::open(&self.admin, "fleetctl")
+            .map_err(anyhow::Error::from)
+            .and_then(|admin| Ok(admin::drop_database(&mut *admin.connection()?, NAME)?));
         if let Err(error) = dropped {
             log::warn!("the database {NAME} stays behind: {error:#}");
         }
