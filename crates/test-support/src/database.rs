@@ -12,6 +12,8 @@ use uuid::Uuid;
 /// A migrated, empty database of its own, dropped with the value.
 pub struct TestDatabase {
     name: String,
+    /// Of the server.
+    admin: Settings,
     settings: Settings,
     database: Database,
 }
@@ -26,8 +28,17 @@ impl TestDatabase {
     /// When the server isn't there.
     #[expect(clippy::new_without_default, reason = "making a database is no default")]
     pub fn new() -> Self {
+        Self::on(&variable("DATABASE_URL"))
+    }
+
+    /// The same on the server of this URL.
+    ///
+    /// # Panics
+    /// When it isn't there.
+    pub fn on(url: &str) -> Self {
+        let settings = |database: Option<&str>| settings_for(url, database);
         let name = format!("test_{}", Uuid::new_v4().simple());
-        let admin = Database::open(&settings_for(None), "test-support").expect("a usable DATABASE_URL");
+        let admin = Database::open(&settings(None), "test-support").expect("a usable URL");
         let mut conn = admin.connection().expect("Postgres answers: run `make servers` first");
         let template = format!("template_{:016x}", migrations_digest());
         admin::alone(&mut conn, TEMPLATE_LOCK, |conn| {
@@ -36,7 +47,7 @@ impl TestDatabase {
                 let fresh = format!("{template}_fresh");
                 admin::drop_database(conn, &fresh)?;
                 admin::create_database(conn, &fresh, None)?;
-                let database = Database::open(&settings_for(Some(&fresh)), "test-support").expect("a usable URL");
+                let database = Database::open(&settings(Some(&fresh)), "test-support").expect("a usable URL");
                 migrations::run(&mut *database.connection()?)?;
                 drop(database);
                 admin::create_database(conn, &template, Some(&fresh)).or_else(|_| {
@@ -52,9 +63,9 @@ impl TestDatabase {
             admin::create_database(conn, &name, Some(&template))
         })
         .expect("a database for the test");
-        let settings = settings_for(Some(&name));
+        let (admin, settings) = (settings(None), settings(Some(&name)));
         let database = Database::open(&settings, "test").expect("a usable URL");
-        Self { name, settings, database }
+        Self { name, admin, settings, database }
     }
 
     /// The section `[database]` for this database.
@@ -94,7 +105,7 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let dropped =
-            Database::open(&settings_for(None), "test-support").map_err(|error| error.to_string()).and_then(|admin| {
+            Database::open(&self.admin, "test-support").map_err(|error| error.to_string()).and_then(|admin| {
                 let mut conn = admin.connection().map_err(|error| error.to_string())?;
                 admin::drop_database(&mut conn, &self.name).map_err(|error| error.to_string())
             });
@@ -104,8 +115,8 @@ impl Drop for TestDatabase {
     }
 }
 
-fn settings_for(database: Option<&str>) -> Settings {
-    let mut url = Url::parse(&variable("DATABASE_URL")).expect("DATABASE_URL is a URL");
+fn settings_for(server: &str, database: Option<&str>) -> Settings {
+    let mut url = Url::parse(server).expect("a URL");
     if let Some(name) = database {
         url.set_path(name);
     }

@@ -18,10 +18,18 @@ impl TestVhost {
     /// When the server isn't there.
     #[expect(clippy::new_without_default, reason = "making a vhost is no default")]
     pub fn new() -> Self {
+        Self::on(&variable("AMQP_URL"), &variable("RABBITMQ_MANAGEMENT_URL"))
+    }
+
+    /// The same on the node of these URLs.
+    ///
+    /// # Panics
+    /// When it isn't there.
+    pub fn on(amqp_url: &str, management_url: &str) -> Self {
         let name = format!("test-{}", Uuid::new_v4().simple());
-        let management = Management::new(&variable("RABBITMQ_MANAGEMENT_URL")).expect("a usable URL");
+        let management = Management::new(management_url).expect("a usable URL");
         management.create_vhost(&name).expect("RabbitMQ answers: run `make servers` first");
-        let mut url = Url::parse(&variable("AMQP_URL")).expect("AMQP_URL is a URL");
+        let mut url = Url::parse(amqp_url).expect("an AMQP URL");
         url.set_path(&name);
         Self { name, url: url.to_string(), management }
     }

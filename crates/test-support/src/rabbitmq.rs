@@ -1,0 +1,152 @@
+use crate::{
+    eventually_within,
+    private::{Folder, Frozen, Server, free_ports, signal},
+};
+use rustix::process::Signal;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::Command,
+    time::Duration,
+};
+
+/// A RabbitMQ node of a test's own, which it may kill and freeze. Gone with the value, with its data.
+pub struct PrivateRabbitmq {
+    server: Option<Server>,
+    /// Erlang's port mapper, a process beside the node.
+    _epmd: Server,
+    folder: Folder,
+    amqp_port: u16,
+    management_port: u16,
+    dist_port: u16,
+    epmd_port: u16,
+}
+
+impl PrivateRabbitmq {
+    /// An empty node, which doesn't run yet.
+    ///
+    /// # Panics
+    /// When RabbitMQ isn't installed.
+    #[expect(clippy::new_without_default, reason = "making a server is no default")]
+    pub fn new() -> Self {
+        let folder = Folder::new("rabbitmq");
+        let [amqp_port, management_port, dist_port, epmd_port] = free_ports();
+        let settings = format!(
+            "listeners.tcp.1 = 127.0.0.1:{amqp_port}\nmanagement.tcp.ip = 127.0.0.1\n\
+             management.tcp.port = {management_port}\ndisk_free_limit.absolute = 50MB\nlog.file.level = info\n"
+        );
+        for (name, text) in [
+            ("rabbitmq.conf", settings.as_str()),
+            ("enabled_plugins", "[rabbitmq_consistent_hash_exchange,rabbitmq_management]."),
+        ] {
+            fs::write(folder.path().join(name), text).expect("the folder can be written to");
+        }
+        fs::create_dir(folder.path().join("conf.d")).expect("the folder can be written to");
+        let mut epmd = Command::new("epmd");
+        epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
+        let epmd = Server::start(&epmd, &folder, &["KILL"]);
+        Self { server: None, _epmd: epmd, folder, amqp_port, management_port, dist_port, epmd_port }
+    }
+
+    /// Its URL, for the vhost that every node has.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.amqp_port)
+    }
+
+    /// The URL of its management API.
+    pub fn management_url(&self) -> String {
+        format!("http://guest:guest@127.0.0.1:{}", self.management_port)
+    }
+
+    /// Starts it if it doesn't run, and awaits that it answers.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub fn start(&mut self) {
+        if self.server.is_none() {
+            let mut command = self.command("rabbitmq-server");
+            // So that the script becomes the node, whose process id is then known.
+            command.env("RUNNING_UNDER_SYSTEMD", "1");
+            self.server = Some(Server::start(&command, &self.folder, &["KILL"]));
+        }
+        eventually_within(Duration::from_secs(120), "the private RabbitMQ answers", || {
+            let runs = self.server.as_ref().is_some_and(Server::runs);
+            assert!(runs, "the private RabbitMQ has ended:\n{}", self.folder.output());
+            self.greets().then_some(())
+        });
+    }
+
+    /// Whether it begins a handshake: its port opens when everything else has started.
+    fn greets(&self) -> bool {
+        const METHOD_FRAME: u8 = 1;
+        let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.amqp_port)) else { return false };
+        let mut first = [0];
+        let asked = socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .and_then(|()| socket.write_all(b"AMQP\0\0\x09\x01"))
+            .and_then(|()| socket.read_exact(&mut first));
+        asked.is_ok() && first == [METHOD_FRAME]
+    }
+
+    /// Ends it as a power failure does. Nothing happens if it doesn't run.
+    pub fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.kill();
+        }
+    }
+
+    /// Ends it as an operator does.
+    ///
+    /// # Panics
+    /// When it doesn't end.
+    pub fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            signal(server.pid(), Signal::TERM);
+            eventually_within(Duration::from_secs(60), "the private RabbitMQ ends", || (!server.runs()).then_some(()));
+        }
+    }
+
+    /// Stops its processes, which keep their connections.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn freeze(&self) -> Frozen {
+        self.server.as_ref().expect("the private RabbitMQ runs").freeze()
+    }
+
+    /// What `rabbitmqctl` prints.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let output = self.command("rabbitmqctl").arg("--quiet").args(arguments).output().expect("it's installed");
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("it prints UTF-8")
+    }
+
+    /// A script of the distribution's, told to keep to this node's folder and ports.
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new(format!("/usr/lib/rabbitmq/bin/{script}"));
+        let path = |name: &str| self.folder.path().join(name);
+        command
+            // Where Erlang keeps its cookie.
+            .env("HOME", self.folder.path())
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_CRASH_DUMP_SECONDS", "0")
+            .env("RABBITMQ_NODENAME", "murmuration-test@localhost")
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
+            .env("RABBITMQ_MNESIA_BASE", path("data"))
+            .env("RABBITMQ_LOG_BASE", path("log"))
+            .env("RABBITMQ_PID_FILE", path("pid"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins"))
+            .env("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf"))
+            .env("RABBITMQ_CONFIG_FILES", path("conf.d"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config"))
+            // Nothing of a node of the system's.
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null");
+        command
+    }
+}
