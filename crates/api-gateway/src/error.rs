@@ -43,11 +43,11 @@ pub(crate) enum Error {
     /// The database is away, or too busy.
     #[error("the database is not available; try again")]
     Unavailable(#[source] storage::Error),
-    /// The schema is older than this binary.
-    #[error("the database lacks migrations")]
-    NotMigrated,
-    /// It took too long: whether it takes place is unknown.
-    #[error("this took too long and may still take place; look, then try again")]
+    /// Requests can't be served yet; says why.
+    #[error("{0}")]
+    NotReady(&'static str),
+    /// It took too long.
+    #[error("this took too long; if it was to change something, that may have taken place all the same")]
     TimedOut,
     /// Anything else. The client learns nothing of it, the log everything.
     #[error("something went wrong here; the log has it under this answer's X-Correlation-Id")]
@@ -97,7 +97,7 @@ impl Error {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found", "Not found"),
             Self::Taken(_) => (StatusCode::CONFLICT, "taken", "Taken"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Conflict"),
-            Self::Unavailable(_) | Self::NotMigrated => {
+            Self::Unavailable(_) | Self::NotReady(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available")
             }
             Self::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out"),

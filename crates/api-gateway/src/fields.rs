@@ -89,21 +89,21 @@ impl Fields {
 
     /// Exactly one of the fields `email` and `phone`.
     pub(crate) fn contact(&mut self) -> Option<Contact> {
-        let given = ["email", "phone"].into_iter().filter(|name| self.has(name)).count();
-        let email = self.optional("email", text(Email::parse));
-        let phone = self.optional("phone", text(Phone::parse));
-        match (email, phone) {
-            (Some(email), None) if given == 1 => Some(Contact::Email(email)),
-            (None, Some(phone)) if given == 1 => Some(Contact::Phone(phone)),
-            // The one that was given is wrong, and that is told.
-            (None, None) if given == 1 => None,
+        let given = (self.has("email"), self.has("phone"));
+        let detail = match given {
+            (true, true) => "must not be given together with",
+            (false, false) => "is required in the absence of",
             _ => {
-                for name in ["email", "phone"] {
-                    self.refuse(name, "exactly one of email and phone must be given");
-                }
-                None
+                let email = self.optional("email", text(Email::parse)).map(Contact::Email);
+                let phone = self.optional("phone", text(Phone::parse)).map(Contact::Phone);
+                return email.or(phone);
             }
+        };
+        for (name, other) in [("email", "phone"), ("phone", "email")] {
+            self.take(name);
+            self.refuse(name, format!("{detail} {other}"));
         }
+        None
     }
 
     /// The values that were required, once everything has been read.
@@ -168,7 +168,7 @@ pub(crate) fn text<T>(parse: impl FnOnce(&str) -> Result<T, Invalid>) -> impl Fn
 
 /// Any whole number that 64 bits hold.
 pub(crate) fn whole(value: Value) -> Result<i64, Invalid> {
-    let number = match &value {
+    let number = match value {
         Value::Text(text) => text.trim().parse().ok(),
         Value::Json(number) => number.as_i64(),
         Value::File(_) => None,
@@ -194,10 +194,11 @@ pub(crate) fn id<T: From<i64>>(value: Value) -> Result<T, Invalid> {
 
 /// A truth value of JSON.
 pub(crate) fn truth(value: Value) -> Result<bool, Invalid> {
-    match value {
-        Value::Json(serde_json::Value::Bool(truth)) => Ok(truth),
-        _ => invalid("must be true or false"),
-    }
+    let truth = match value {
+        Value::Json(json) => json.as_bool(),
+        Value::Text(_) | Value::File(_) => None,
+    };
+    truth.ok_or_else(|| Invalid("must be true or false".into()))
 }
 
 /// A flag: `true`, `false`, `1` or `0`, as JSON or as text.

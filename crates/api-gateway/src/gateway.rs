@@ -137,8 +137,11 @@ impl Gateway {
             true => database.ping().map(|()| false),
             false => migrations::are_pending(&mut **database.connection()?),
         });
-        if pending.await? {
-            return Err(Error::NotMigrated);
+        match pending.await {
+            Ok(false) => {}
+            Ok(true) => return Err(Error::NotReady("the database lacks migrations")),
+            Err(Error::TimedOut) => return Err(Error::NotReady("the database doesn't answer")),
+            Err(error) => return Err(error),
         }
         self.shared.migrated.store(true, Ordering::Relaxed);
         Ok(())
