@@ -37,10 +37,22 @@ impl Shared {
         Self { database, away_since: Arc::default(), migrated: Arc::default() }
     }
 
+    /// Whether the database answers and has every migration.
+    pub(crate) fn is_migrated(&self) -> storage::Result<bool> {
+        let known = self.migrated.load(Ordering::Relaxed);
+        let look = || match known {
+            true => self.database.ping().map(|()| true),
+            false => Ok(!migrations::are_pending(&mut **self.database.connection()?)?),
+        };
+        let migrated = self.note(look())?;
+        self.migrated.store(migrated, Ordering::Relaxed);
+        Ok(migrated)
+    }
+
     /// Logs when the database goes away and when it's back, rather than each request that meets it.
-    fn note<T>(&self, result: &storage::Result<T>) {
+    fn note<T>(&self, result: storage::Result<T>) -> storage::Result<T> {
         let mut away_since = self.away_since.lock().unwrap_or_else(PoisonError::into_inner);
-        match (result, *away_since) {
+        match (&result, *away_since) {
             (Err(storage::Error::Unavailable(error)), None) => {
                 *away_since = Some(Instant::now());
                 telemetry::emit(DatabaseUnavailable { error: &chain(error.as_ref()), retry_in: None });
@@ -51,6 +63,7 @@ impl Shared {
                 telemetry::emit(DatabaseAvailable { after: since.elapsed() });
             }
         }
+        result
     }
 }
 
@@ -108,13 +121,7 @@ impl Gateway {
         work: impl FnOnce(&Database) -> storage::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let shared = self.shared.clone();
-        block(deadline, move || {
-            let result = work(&shared.database);
-            shared.note(&result);
-            result
-        })
-        .await?
-        .map_err(Error::from)
+        block(deadline, move || shared.note(work(&shared.database))).await?.map_err(Error::from)
     }
 
     /// Hashes a password.
@@ -132,19 +139,14 @@ impl Gateway {
     /// Whether requests can be served.
     pub(crate) async fn check(&self) -> Result<(), Error> {
         const PATIENCE: Duration = Duration::from_secs(2);
-        let known = self.shared.migrated.load(Ordering::Relaxed);
-        let pending = self.work(Instant::now() + PATIENCE, move |database| match known {
-            true => database.ping().map(|()| false),
-            false => migrations::are_pending(&mut **database.connection()?),
-        });
-        match pending.await {
-            Ok(false) => {}
-            Ok(true) => return Err(Error::NotReady("the database lacks migrations")),
-            Err(Error::TimedOut) => return Err(Error::NotReady("the database doesn't answer")),
-            Err(error) => return Err(error),
+        let shared = self.shared.clone();
+        match block(Instant::now() + PATIENCE, move || shared.is_migrated()).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(Error::NotReady("the database lacks migrations")),
+            Ok(Err(error)) => Err(error.into()),
+            Err(Error::TimedOut) => Err(Error::NotReady("the database doesn't answer")),
+            Err(error) => Err(error),
         }
-        self.shared.migrated.store(true, Ordering::Relaxed);
-        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ pub use crate::settings::{HttpSettings, Settings};
 use crate::gateway::{Gateway, Shared};
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, rt, web};
 use anyhow::Context as _;
-use std::{net::TcpListener, time::Duration};
+use std::{net::TcpListener, thread, time::Duration};
 use storage::Database;
 
 /// The service's name.
@@ -58,7 +58,7 @@ pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server
     let address = listener.local_addr().context("can't tell the port")?;
     let (stop_grace_s, workers) = (http.stop_grace_ms.div_ceil(1000), http.workers);
     let (blocking_threads, request_timeout) = (http.blocking_threads / workers, http.request_timeout());
-    let (first_look, first_http) = (shared.clone(), http.clone());
+    let first_look = shared.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(Gateway::new(http.clone(), shared.clone())))
@@ -74,11 +74,11 @@ pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server
     .context("can't listen")?
     .run();
     log::info!(address:% = address; "listening");
-    rt::spawn(async move {
-        match Gateway::new(first_http, first_look).check().await {
-            Ok(()) => log::info!("ready"),
-            Err(error) => log::warn!("not ready yet: {error}"),
-        }
+    // On a thread of its own, which a stopping gateway needn't wait for.
+    thread::spawn(move || match first_look.is_migrated() {
+        Ok(true) => log::info!("ready"),
+        Ok(false) => log::warn!("not ready: the database lacks migrations"),
+        Err(error) => log::warn!("not ready: {error}"),
     });
     Ok(server)
 }

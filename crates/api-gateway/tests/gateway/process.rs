@@ -8,6 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 use storage::admin;
 use test_support::{TestDatabase, eventually};
@@ -32,7 +33,11 @@ fn command(db: &TestDatabase, port: u16) -> Command {
 
 impl Process {
     fn start(db: &TestDatabase) -> Self {
-        let mut child = command(db, 0).spawn().unwrap();
+        Self::start_with(db, &[])
+    }
+
+    fn start_with(db: &TestDatabase, variables: &[(&str, &str)]) -> Self {
+        let mut child = command(db, 0).envs(variables.iter().copied()).spawn().unwrap();
         let (log, stderr) = (Arc::<Mutex<String>>::default(), child.stderr.take().unwrap());
         let written = log.clone();
         let reader = thread::spawn(move || {
@@ -135,6 +140,22 @@ fn a_gateway_that_is_told_to_stop_answers_the_request_in_hand_first() {
     let (code, log) = process.end();
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(db.count("SELECT count(*) AS n FROM tweet"), 1);
+}
+
+#[test]
+fn a_gateway_that_is_told_to_stop_doesnt_wait_for_a_database_that_hangs() {
+    let db = TestDatabase::new();
+    let mut process = Process::start_with(&db, &[("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "300")]);
+    assert_eq!(process.post("/api/v1/user", &json!({"login": "ann", "email": "ann@example.com"})), 201);
+    let mut lock = db.database().connection().unwrap();
+    admin::execute(&mut lock, "BEGIN").unwrap();
+    admin::execute(&mut lock, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
+    assert_eq!(process.post("/api/v1/post-tweet", &json!({"userId": 1, "text": "hello", "async": true})), 503);
+    let start = Instant::now();
+    process.terminate();
+    assert_eq!(process.end().0, Some(0));
+    // The server itself gives up the statement later than that.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[test]
