@@ -186,6 +186,10 @@ impl Live {
     }
 
     fn collect(&mut self, max: usize, linger: Duration, idle_until: Instant) -> Result<Vec<Delivery>, Error> {
+        // What a lost connection has left behind comes again.
+        if !self.session.is_alive() {
+            return Err(self.channel.failure(CONSUMING));
+        }
         let mut deliveries = Vec::new();
         let mut until = idle_until;
         loop {

@@ -91,11 +91,6 @@ impl Error {
         match error {
             amiquip::Error::ServerClosedChannel { code, message, .. } => Self::Refused { doing, code, text: message },
             amiquip::Error::ServerClosedConnection { code, message } => Self::Closed { doing, code, text: message },
-            // What the client concludes from a connection that ends during login, as it also does when the broker stops.
-            amiquip::Error::InvalidCredentials => Self::lost(
-                doing,
-                "the broker cut the connection during login: wrong user or password, or it is starting or stopping",
-            ),
             // Among them a panic of the client's thread, which a close that races a call can cause.
             other => Self::lost(doing, other),
         }

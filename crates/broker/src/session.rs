@@ -1,15 +1,20 @@
 use std::{
     cell::Cell,
     mem,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use amiquip::{Auth, Connection, ConnectionBlockedNotification as Notification, ConnectionOptions, ConnectionTuning};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, TryRecvError};
 use mio::net::TcpStream;
 
-use crate::{Error, Settings, address::Address, watchdog::Watchdog, wire::Wire};
+use crate::{
+    Error, Settings,
+    address::Address,
+    watchdog::Watchdog,
+    wire::{Handshake, Wire},
+};
 
 /// One connection to the broker. No call on it lasts longer than the settings say, whatever the broker does; dropping
 /// it never waits for the broker.
@@ -49,8 +54,8 @@ impl Session {
         };
 
         let left = deadline.saturating_duration_since(Instant::now());
-        let heartbeat_s = Arc::new(OnceLock::new());
-        let wire = Wire::new(TcpStream::from_stream(socket).map_err(lost)?, name, Arc::clone(&heartbeat_s));
+        let handshake = Arc::<Handshake>::default();
+        let wire = Wire::new(TcpStream::from_stream(socket).map_err(lost)?, name, Arc::clone(&handshake));
         let options = ConnectionOptions::default()
             .auth(Auth::Plain { username: address.user, password: address.password })
             .virtual_host(address.vhost)
@@ -59,11 +64,19 @@ impl Session {
         // The window bounds what waits to be written, not the client's own mark, which bounds nothing.
         let tuning = ConnectionTuning::default().mem_channel_bound(256);
         let watchdog = Arc::clone(&session.watchdog);
-        let connection = session
-            .connection
-            .insert(watchdog.bounded(OPENING, left, || Connection::insecure_open_stream(wire, options, tuning))?);
+        let opened = watchdog.bounded(OPENING, left, || Connection::insecure_open_stream(wire, options, tuning));
+        let connection = session.connection.insert(opened.map_err(|error| {
+            match (handshake.login.get(), handshake.heartbeat_s.get()) {
+                // A broker answers a wrong login by cutting the connection, three seconds later.
+                (Some(()), None) => Error::lost(
+                    OPENING,
+                    "the broker didn't answer the login: wrong user or password, or it is starting, stopping or frozen",
+                ),
+                _ => error,
+            }
+        })?);
         session.notifications = watchdog.bounded(OPENING, left, || connection.listen_for_connection_blocked())?;
-        match heartbeat_s.get() {
+        match handshake.heartbeat_s.get() {
             Some(1..) => Ok(session),
             _ => Err(Error::NoHeartbeat),
         }
@@ -77,13 +90,21 @@ impl Session {
 
     /// Why the broker accepts no messages, if it doesn't.
     pub(crate) fn blocked_for(&self) -> Option<String> {
-        let reason = match self.notifications.try_iter().last() {
-            Some(Notification::Blocked(reason)) => Some(reason),
-            Some(Notification::Unblocked) => None,
-            None => self.blocked.take(),
-        };
+        self.is_alive();
+        let reason = self.blocked.take();
         self.blocked.set(reason.clone());
         reason
+    }
+
+    /// Whether the connection isn't known to be lost.
+    pub(crate) fn is_alive(&self) -> bool {
+        loop {
+            match self.notifications.try_recv() {
+                Ok(Notification::Blocked(reason)) => self.blocked.set(Some(reason)),
+                Ok(Notification::Unblocked) => self.blocked.set(None),
+                Err(nothing) => return nothing == TryRecvError::Empty,
+            }
+        }
     }
 
     /// Ready when [`Session::blocked_for`] may have changed.

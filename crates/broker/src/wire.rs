@@ -15,17 +15,25 @@ use mio::{Evented, Poll, PollOpt, Ready, Token, net::TcpStream};
 /// How much is read from the socket at a time.
 const CHUNK: usize = 64 * 1024;
 
+/// How far the handshake has come.
+#[derive(Default)]
+pub(crate) struct Handshake {
+    /// User and password were sent.
+    pub(crate) login: OnceLock<()>,
+    /// The broker let us in, and this heartbeat was agreed.
+    pub(crate) heartbeat_s: OnceLock<u16>,
+}
+
 pub(crate) struct Wire {
     socket: TcpStream,
     name: String,
-    heartbeat_s: Arc<OnceLock<u16>>,
+    handshake: Arc<Handshake>,
     inbound: Inbound,
 }
 
 impl Wire {
-    /// The agreed heartbeat is put into `heartbeat_s` during the handshake.
-    pub(crate) fn new(socket: TcpStream, name: &str, heartbeat_s: Arc<OnceLock<u16>>) -> Self {
-        Self { socket, name: name.into(), heartbeat_s, inbound: Inbound::default() }
+    pub(crate) fn new(socket: TcpStream, name: &str, handshake: Arc<Handshake>) -> Self {
+        Self { socket, name: name.into(), handshake, inbound: Inbound::default() }
     }
 }
 
@@ -44,15 +52,16 @@ impl Read for Wire {
 
 impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.heartbeat_s.get().is_none() {
+        if self.handshake.heartbeat_s.get().is_none() {
             // The handshake: the client writes each of its answers by itself and waits for the next question.
             if let Some(named) = with_connection_name(bytes, &self.name) {
                 let written = self.socket.write(&named)?;
+                let _ = self.handshake.login.set(());
                 // An empty send buffer holds some hundred bytes; if one doesn't, the connection fails and is tried again.
                 return if written == named.len() { Ok(bytes.len()) } else { Err(io::ErrorKind::WriteZero.into()) };
             }
             if let Some(heartbeat_s) = agreed_heartbeat(bytes) {
-                let _ = self.heartbeat_s.set(heartbeat_s);
+                let _ = self.handshake.heartbeat_s.set(heartbeat_s);
             }
         }
         self.socket.write(bytes)
@@ -248,5 +257,86 @@ impl Fields<'_> {
             text = &mut text[wrong..];
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+    fn frame(kind: u8, payload: &[&[u8]]) -> Vec<u8> {
+        let payload = payload.concat();
+        let length = (payload.len() as u32).to_be_bytes();
+        [&[kind, 0, 1], &length[..], &payload, &[0xCE]].concat()
+    }
+
+    /// A delivery with these as routing key and message id, and a body of two frames.
+    fn delivery(key: &[u8], id: &[u8; 3]) -> Vec<u8> {
+        let body = [0xFF; 3000];
+        let size = 6000_u64.to_be_bytes();
+        [
+            frame(
+                FRAME_METHOD,
+                &[&BASIC_DELIVER, b"\x03tag", &7_u64.to_be_bytes(), &[1], b"\x02ex", &[key.len() as u8], key],
+            ),
+            // Headers, delivery mode, message id.
+            frame(
+                FRAME_CONTENT_HEADER,
+                &[&[0, 60, 0, 0], &size, &0x3080_u16.to_be_bytes(), &[0, 0, 0, 2, 0xFF, 0xFF], &[2], &[3], id],
+            ),
+            frame(3, &[&body]),
+            frame(3, &[&body]),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn names_become_utf8_however_the_bytes_come_and_nothing_else_changes() {
+        let sent = [delivery(b"a\xFFb\xC3", b"\x80id"), delivery("aäb".as_bytes(), b"ids")].concat();
+        let expected = [delivery(b"a?b?", b"?id"), delivery("aäb".as_bytes(), b"ids")].concat();
+        let mut random = SmallRng::seed_from_u64(3);
+        for most in [1, 10, 1000, 100_000] {
+            let (mut inbound, mut unread, mut received) = (Inbound::default(), &sent[..], Vec::new());
+            while received.len() < sent.len() {
+                if inbound.has_some() {
+                    let mut space = vec![0; random.random_range(1..=most)];
+                    let count = inbound.give(&mut space);
+                    received.extend_from_slice(&space[..count]);
+                } else {
+                    let limit = random.random_range(1..=most);
+                    inbound.fill(|space| (&mut unread).take(limit as u64).read(space)).unwrap();
+                }
+            }
+            assert!(received == expected, "at most {most} bytes at a time");
+        }
+    }
+
+    #[test]
+    fn cut_short_frames_are_left_to_the_client() {
+        for whole in [delivery(b"\xFF\xFF\xFF\xFF", b"\xFF\xFF\xFF"), frame(FRAME_CONTENT_HEADER, &[])] {
+            let length = frame_length(&whole).unwrap();
+            for payload in 0..length - HEADER {
+                let mut short = frame(whole[0], &[&whole[HEADER..HEADER + payload]]);
+                make_names_utf8(&mut short);
+                assert_eq!(short.len(), HEADER + payload + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn the_connection_gets_a_name_and_its_heartbeat_is_noted() {
+        let start_ok = frame(FRAME_METHOD, &[&CONNECTION_START_OK, &[0, 0, 0, 5], b"\x02abV.", b"\x05PLAIN"]);
+        let property = [b"\x0fconnection_nameS", &[0, 0, 0, 4][..], b"name"].concat();
+        let table_length = [0, 0, 0, 5 + property.len() as u8];
+        assert_eq!(
+            with_connection_name(&start_ok, "name"),
+            Some(frame(FRAME_METHOD, &[&CONNECTION_START_OK, &table_length, &property, b"\x02abV.", b"\x05PLAIN"]))
+        );
+        assert_eq!(with_connection_name(b"AMQP\x00\x00\x09\x01", "name"), None);
+
+        let tune_ok = frame(FRAME_METHOD, &[&CONNECTION_TUNE_OK, &[7, 255], &[0, 2, 0, 0], &[0, 5]]);
+        assert_eq!(agreed_heartbeat(&[tune_ok, start_ok.clone()].concat()), Some(5));
+        assert_eq!(agreed_heartbeat(&start_ok), None);
     }
 }
