@@ -4,7 +4,7 @@ use crate::support::{
     DELAYS_MS, IDLE, MemoryLedger, Notes, QUEUE, broker_settings, depth, drain, publish, publish_all, worker,
 };
 use anyhow::anyhow;
-use broker::{Consumer, Delivery};
+use broker::Consumer;
 use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::queue};
 use serde_json::json;
 use std::{
@@ -25,9 +25,8 @@ fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
     texts.iter().map(String::as_str)
 }
 
-fn death(delivery: Delivery) -> (String, Death) {
-    let received = Received::from(delivery);
-    (received.message_id.clone().unwrap_or_default(), Death::of(&received))
+fn death(dead: &Received) -> (String, Death) {
+    (dead.message_id.clone().unwrap_or_default(), Death::of(dead))
 }
 
 #[test]
@@ -53,7 +52,7 @@ fn bad_messages_are_set_aside_with_their_reason_and_their_neighbours_are_handled
     .expect("a clean end");
 
     assert_eq!(notes.sorted(), good);
-    let mut deaths: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).into_iter().map(death).collect();
+    let mut deaths: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).iter().map(death).collect();
     deaths.sort_by(|(one, _), (other, _)| one.cmp(other));
     let reasons: Vec<_> = deaths.iter().map(|(id, death)| (&**id, &*death.error)).collect();
     assert_eq!(
@@ -93,7 +92,7 @@ fn a_transient_failure_comes_back_later_with_its_attempts_and_dies_after_the_las
     let times: Vec<u64> = times.all().iter().map(|time| time.parse().unwrap()).collect();
     assert!(times[4] - times[0] >= DELAYS_MS.iter().sum(), "{times:?}");
 
-    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).pop().map(death).expect("one dead letter");
+    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).first().map(death).expect("one dead letter");
     assert_eq!((&*id, &*death.error, death.attempts), ("hopeless", "the disk is full", 3));
     assert!((chrono::Utc::now() - death.failed_at).num_seconds() < 60);
 }
@@ -134,7 +133,7 @@ fn a_panic_counts_as_an_attempt_and_the_handler_is_made_anew() {
     .run_until_idle(IDLE)
     .expect("a clean end");
     assert_eq!(notes.sorted(), ["a", "b"]);
-    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).pop().map(death).expect("one dead letter");
+    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).first().map(death).expect("one dead letter");
     assert_eq!((&*id, death.attempts), ("panics", 3));
     assert!(death.error.starts_with("handling panicked at "), "{}", death.error);
     assert!(!death.error.contains("what users wrote"), "{}", death.error);
@@ -178,7 +177,7 @@ fn redelivered_messages_are_on_record_while_they_run_and_suspects_run_alone() {
 
     assert_eq!(notes.all(), ["a b c with [1, 1, 1] on record", "suspect with [2] on record"]);
     assert!(ledger.0.lock().unwrap().is_empty(), "all is settled");
-    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).pop().map(death).expect("one dead letter");
+    let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).first().map(death).expect("one dead letter");
     assert_eq!((&*id, death.attempts), ("killer", 3));
     assert_eq!(death.error, "its worker died while handling it (3 times)");
 }
@@ -226,7 +225,7 @@ fn what_can_never_be_published_kills_its_message_alone() {
     .run_until_idle(IDLE)
     .expect("a clean end");
 
-    let mut deaths: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).into_iter().map(death).collect();
+    let mut deaths: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).iter().map(death).collect();
     deaths.sort_by(|(one, _), (other, _)| one.cmp(other));
     let summary: Vec<_> = deaths.iter().map(|(id, death)| (&**id, death.attempts)).collect();
     assert_eq!(summary, [("no route", 3), ("too long", 1)]);
@@ -249,7 +248,7 @@ fn a_message_too_large_to_be_sent_on_is_set_aside_in_part() {
     worker(vhost.url(), Arc::new(MemoryLedger::default()), |_, _, _| Ok(())).run_until_idle(IDLE).expect("a clean end");
     let dead = drain(vhost.url(), queue::DEAD_LETTER).pop().expect("one dead letter");
     assert_eq!(dead.body.len(), 65536);
-    let (_, death) = death(dead);
+    let (_, death) = death(&dead);
     assert!(death.error.starts_with("only 65536 of its 2097152 bytes are kept: "), "{}", death.error);
     assert!(death.error.ends_with("; not JSON: expected value at line 1 column 1"), "{}", death.error);
 }
@@ -276,6 +275,6 @@ fn what_the_broker_gives_up_tells_its_end() {
     envelope.routing_key = queue::DEAD_LETTER.into();
     publish_all(vhost.url(), &[envelope]);
     let dead = eventually("it has expired", || drain(vhost.url(), queue::DEAD_LETTER).pop());
-    let (id, death) = death(dead);
+    let (id, death) = death(&dead);
     assert_eq!((&*id, &*death.error, &*death.queue), ("lost", "the broker gave it up: expired", "retry.100ms"));
 }

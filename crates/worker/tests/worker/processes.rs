@@ -13,7 +13,7 @@ use std::{
 };
 use storage::{Database, attempts::Ledger};
 use test_support::{TestDatabase, TestVhost};
-use worker::{Death, Received};
+use worker::Death;
 
 const AMQP_URL: &str = "WORKER_TEST_AMQP_URL";
 const DATABASE_URL: &str = "WORKER_TEST_DATABASE_URL";
@@ -97,8 +97,8 @@ impl Fleet {
     }
 
     fn dead(&self) -> Vec<(String, String)> {
-        let dead = drain(self.vhost.url(), queue::DEAD_LETTER).into_iter().map(Received::from);
-        dead.map(|dead| (dead.message_id.clone().unwrap_or_default(), Death::of(&dead).error)).collect()
+        let dead = drain(self.vhost.url(), queue::DEAD_LETTER);
+        dead.into_iter().map(|dead| (dead.message_id.clone().unwrap_or_default(), Death::of(&dead).error)).collect()
     }
 }
 

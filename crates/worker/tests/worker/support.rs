@@ -1,6 +1,6 @@
 //! A worker whose handler is a closure, and what it takes to watch it.
 
-use broker::{Consumer, Delivery, Publisher, Session};
+use broker::{Consumer, Delivery, Publisher, Session, Ticket};
 use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::Topology};
 use std::{
     collections::BTreeMap,
@@ -156,14 +156,30 @@ pub(crate) fn depth(url: &str, queue: &str) -> u32 {
 }
 
 /// Takes everything out of a queue.
-pub(crate) fn drain(url: &str, queue: &str) -> Vec<Delivery> {
-    let mut consumer = Consumer::new(&broker_settings(url), "test", vec![queue.to_owned()], 100);
-    let mut all = Vec::new();
-    while depth(url, queue) > 0 {
-        let batch = consumer.next_batch(100, Duration::ZERO, Duration::from_secs(1)).expect("a batch");
-        all.extend(batch.deliveries);
+pub(crate) fn drain(url: &str, queue: &str) -> Vec<Received> {
+    let mut consumer = Consumer::new(&broker_settings(url), "test", vec![queue.to_owned()], 1000);
+    let (mut all, mut more) = (Vec::new(), false);
+    // What is on its way here isn't in the queue's depth any more.
+    while more || depth(url, queue) > 0 {
+        let batch = consumer.next_batch(1000, Duration::ZERO, Duration::from_millis(500)).expect("a batch");
+        more = !batch.deliveries.is_empty();
+        let (tickets, received): (Vec<_>, Vec<_>) = batch.into_iter().map(open).unzip();
+        assert_eq!(consumer.ack(tickets).stale, 0, "nothing disturbs this connection");
+        all.extend(received);
     }
     all
+}
+
+/// Parts a delivery from what acknowledges it.
+fn open(delivery: Delivery) -> (Ticket, Received) {
+    let mut received = Received::new(&delivery.queue, delivery.body);
+    received.exchange = delivery.exchange;
+    received.routing_key = delivery.routing_key;
+    received.kind = delivery.kind;
+    received.message_id = delivery.message_id;
+    received.correlation_id = delivery.correlation_id;
+    received.headers = delivery.headers;
+    (delivery.ticket, received)
 }
 
 /// What handlers note, in order.
