@@ -88,7 +88,7 @@ fn elsewhere(app: &App) -> Database {
 
 #[test]
 fn a_gateway_serves_without_its_database_and_with_it_once_it_is_there() {
-    let app = App::start_with(|settings| settings.database.connect_timeout_ms = 300);
+    let app = App::start_with(|settings| settings.database.connect_timeout_ms = 1000);
     let name = app.db.url().rsplit_once('/').unwrap().1;
     let admin = elsewhere(&app);
     let mut admin = admin.connection().unwrap();
@@ -116,7 +116,8 @@ fn a_gateway_serves_without_its_database_and_with_it_once_it_is_there() {
 
     admin(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
     eventually("the gateway is ready", || (app.get("/health/ready").status == 200).then_some(()));
-    assert_eq!(app.get("/api/v1/get-tweet").ok(), json!({"tweets": []}));
+    eventually("the user is there", || (app.get("/api/v1/user?id=1").status == 200).then_some(()));
+    assert_eq!(app.db.count("SELECT count(*) AS n FROM tweet"), 0);
 }
 
 /// Keeps everybody else from writing tweets.
@@ -135,7 +136,7 @@ fn unlock(mut conn: Connection) {
 fn requests_give_up_on_a_slow_database_and_what_nobody_waits_for_any_more_isnt_begun() {
     let app = App::start_with(|settings| {
         settings.api_gateway.blocking_threads = 2;
-        settings.api_gateway.request_timeout_ms = 1000;
+        settings.api_gateway.request_timeout_ms = 3000;
     });
     let authors: Vec<_> = (0..6).map(|i| app.user(&format!("author{i}"))).collect();
     let lock = lock_tweets(&app);
@@ -149,7 +150,8 @@ fn requests_give_up_on_a_slow_database_and_what_nobody_waits_for_any_more_isnt_b
             });
         }
     });
-    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    // Neither the statement's nor the call's limit: those of these tests are a minute.
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     assert_eq!(app.get("/health/live").status, 200);
     unlock(lock);
     // This waits in the same line, behind what is given up.
