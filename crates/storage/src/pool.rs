@@ -258,6 +258,9 @@ impl Database {
 #[error("database.url: {0}")]
 pub struct InvalidUrl(&'static str);
 
+/// How often the server looks whether the client of a running statement is still there.
+const CONNECTION_CHECK_MS: u32 = 1000;
+
 /// What libpq connects by, with our time limits, and the port.
 fn conninfo(settings: &Settings, service: &str) -> std::result::Result<(String, u16), InvalidUrl> {
     let url = settings.url.expose();
@@ -273,8 +276,11 @@ fn conninfo(settings: &Settings, service: &str) -> std::result::Result<(String, 
     };
     // Whole seconds are all that libpq takes, and 1 is read as 2.
     let connect_s = settings.connect_timeout_ms.div_ceil(1000).max(2);
+    // A session whose process was killed lets go of its locks soon, even while it waits for others: whoever handles the
+    // same rows next would run into its own time limit over them.
     let options = format!(
-        "-c%20statement_timeout%3D{}%20-c%20idle_in_transaction_session_timeout%3D{}",
+        "-c%20statement_timeout%3D{}%20-c%20idle_in_transaction_session_timeout%3D{}\
+         %20-c%20client_connection_check_interval%3D{CONNECTION_CHECK_MS}",
         settings.statement_timeout_ms,
         settings.call_timeout_ms.saturating_mul(2),
     );
