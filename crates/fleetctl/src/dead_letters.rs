@@ -23,6 +23,11 @@ pub(crate) enum Command {
 
 /// List them, the newest first
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl dead-letters list
+  fleetctl dead-letters list --state all --queue update_feed.00 --limit 200
+  fleetctl dead-letters list --json | jq -r .[].id")]
 pub(crate) struct List {
     /// Only those in this state
     #[arg(long, value_enum, default_value_t = State::Waiting)]
@@ -45,6 +50,10 @@ pub(crate) struct List {
 ///
 /// Bodies may hold personal data. One that isn't UTF-8 is shown as a hex dump.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl dead-letters show 17
+  fleetctl dead-letters show 17 --json --max-body 1000000 | jq -r .body")]
 pub(crate) struct Show {
     id: i64,
     /// Show at most this many bytes of the body
@@ -57,6 +66,10 @@ pub(crate) struct Show {
 
 /// Send them once more, each to the queue that it died in alone, with its attempts counted afresh
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl dead-letters replay 17 18
+  fleetctl dead-letters replay --all --queue send_notification.email")]
 pub(crate) struct Replay {
     #[command(flatten)]
     which: Which,
@@ -64,6 +77,10 @@ pub(crate) struct Replay {
 
 /// Give them up; their rows stay, and say so
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl dead-letters drop 17 18
+  fleetctl dead-letters drop --all --queue update_feed.00 --yes")]
 pub(crate) struct Discard {
     #[command(flatten)]
     which: Which,

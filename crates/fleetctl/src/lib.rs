@@ -26,11 +26,11 @@ use std::{
 #[derive(Parser)]
 #[command(name = "fleetctl", version, after_long_help = AFTER_HELP)]
 struct Cli {
-    #[command(flatten)]
-    connections: Connections,
     /// Log more to the standard error stream: -v what happens, -vv everything. RUST_LOG goes before it
     #[arg(short, long, action = ArgAction::Count, global = true)]
     verbose: u8,
+    #[command(flatten)]
+    connections: Connections,
     #[command(subcommand)]
     command: Command,
 }
@@ -91,10 +91,8 @@ impl From<Outcome> for ExitCode {
 /// The whole of the program: reads the arguments, does what they say, and answers the exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli, &mut io::stdout().lock()) {
+    match run(cli, &mut output::Forgiving(io::stdout().lock())) {
         Ok(outcome) => outcome.into(),
-        // Whoever read the output has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fleetctl: {error:#}");
             ExitCode::from(2)
@@ -122,13 +120,6 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     }?;
     out.flush().context("can't write the output")?;
     Ok(outcome)
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]

@@ -10,6 +10,11 @@ use storage::{Connection, Database, Error, migrations};
 ///
 /// Running it again changes nothing, and any number of these may run at once.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl migrate
+  fleetctl migrate --wait 5m
+  fleetctl migrate --revert-all --yes")]
 pub(crate) struct Args {
     /// How long to wait for a database that is away
     #[arg(long, default_value = "60s", value_parser = duration::parse, value_name = "DURATION")]

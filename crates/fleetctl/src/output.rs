@@ -6,6 +6,25 @@ use std::{
     time::Duration,
 };
 
+/// Takes a reader who has seen enough and gone away for one who reads on: the work goes on, and its status counts.
+pub(crate) struct Forgiving<W>(pub(crate) W);
+
+impl<W: Write> Write for Forgiving<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(bytes.len()),
+            result => result,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
+    }
+}
+
 /// The text with every control character in visible form, so that it neither breaks a line nor steers the terminal.
 pub(crate) fn visible(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {

@@ -1,7 +1,8 @@
 //! How far a command is, on the standard error stream: a bar on a terminal, else a line every few seconds.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use std::{
+    fmt,
     io::{self, IsTerminal as _},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Work of `total` pieces.
     pub(crate) fn new(what: &str, total: u64) -> Self {
-        Self::start(what, Some(total), "{msg} {wide_bar} {human_pos}/{human_len}  {per_sec}  {eta}")
+        Self::start(what, Some(total), "{msg} {wide_bar} {human_pos}/{human_len}  {pace}  {eta}")
     }
 
     /// Work whose amount nobody knows.
@@ -41,7 +42,11 @@ impl Progress {
         if let Some(total) = total {
             bar.set_length(total);
         }
-        let style = ProgressStyle::with_template(template).expect("the templates are fixed and valid");
+        let pace = |state: &ProgressState, text: &mut dyn fmt::Write| {
+            // A bar that can't be drawn is no reason to end.
+            let _ = write!(text, "{:.0}/s", state.per_sec());
+        };
+        let style = ProgressStyle::with_template(template).expect("the templates are valid").with_key("pace", pace);
         let bar = bar.with_style(style).with_message(what.to_owned());
         Self { bar, what: what.into(), last_line: (!drawn).then(|| Mutex::new(Instant::now())) }
     }
@@ -70,14 +75,9 @@ impl Progress {
         }
     }
 
-    /// How many pieces are done.
-    pub(crate) fn done(&self) -> u64 {
-        self.bar.position()
-    }
-
-    /// How long it has taken so far.
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.bar.elapsed()
+    /// Takes the bar away, and answers how many pieces are done and how long that took.
+    pub(crate) fn finish(self) -> (u64, Duration) {
+        (self.bar.position(), self.bar.elapsed())
     }
 }
 

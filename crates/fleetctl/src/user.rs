@@ -14,6 +14,11 @@ pub(crate) enum Command {
 }
 
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl user create --login ann --email ann@example.com
+  fleetctl user create --login ben --phone +14155550123 --role admin --password
+  fleetctl user create --login ben --phone +14155550123 --password <secret-file")]
 pub(crate) struct Create {
     /// 1 to 32 characters, not yet taken
     #[arg(long, value_parser = Login::parse)]

@@ -19,6 +19,11 @@ use storage::{
 /// Reads users, subscriptions and tweets in one snapshot of the database. Meaningful when the fleet is at rest: what is
 /// under way is missing for now. Exits with 1 if anything is wrong.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl verify
+  fleetctl verify --wait 60s
+  fleetctl verify --json | jq .checks")]
 pub(crate) struct Args {
     /// First wait until nothing is under way, and look again as long as something is wrong, up to this long; something
     /// still under way then counts as wrong

@@ -10,6 +10,10 @@ use storage::imports;
 /// They come to be as an import over HTTP makes them, with the author's newest tweets in their feeds. A login that is
 /// taken is passed over, so running it again changes nothing.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl load followers --author 1 --count 100000
+  fleetctl load followers --author 1 --count 1000 --prefix fan")]
 pub(crate) struct Args {
     /// The author's id
     #[arg(long, value_name = "ID")]
@@ -46,13 +50,14 @@ pub(crate) fn run(
         import = next;
     }
     database.transaction(|conn| imports::release(conn, import.id))?;
+    let (_, elapsed) = progress.finish();
     let left = import.requested.abs_diff(import.next_index).into();
     writeln!(
         out,
         "followers of {author}: {} made, {} logins taken already, {left} not reached; {}",
         import.created - before.created,
         import.skipped - before.skipped,
-        pace(import.next_index.abs_diff(before.next_index).into(), progress.elapsed())
+        pace(import.next_index.abs_diff(before.next_index).into(), elapsed)
     )?;
     Ok(super::outcome(left))
 }

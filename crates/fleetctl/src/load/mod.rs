@@ -7,7 +7,8 @@ use std::io::Write;
 
 /// Make users, followers and tweets by the thousand
 ///
-/// Ctrl-C stops between two steps; the summary says what was done by then, and the same command goes on from there.
+/// Ctrl-C stops between two steps, and the summary says what was done by then. The same command again makes the users
+/// or followers that are missing, and tweets once more.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     Users(users::Args),
@@ -20,7 +21,7 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
     match command {
         Command::Users(args) => users::run(&args, context, &interrupt, out),
         Command::Followers(args) => followers::run(&args, context, &interrupt, out),
-        Command::Tweets(args) => tweets::run(args, context, &interrupt, out),
+        Command::Tweets(args) => tweets::run(&args, context, &interrupt, out),
     }
 }
 

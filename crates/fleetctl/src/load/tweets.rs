@@ -24,6 +24,11 @@ use uuid::Uuid;
 ///
 /// The same seed makes the same tweets; which one of an author comes first is up to the connections.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl load tweets --author 1 --count 100 --async
+  fleetctl load tweets --authors 200 --count 10000 --rate 500 --async
+  fleetctl load tweets --authors 20 --count 1000 --direct --seed 7")]
 pub(crate) struct Args {
     /// How many tweets
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -58,12 +63,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(
-    args: Args,
+    args: &Args,
     context: &Context,
     interrupt: &Interrupt,
     out: &mut dyn Write,
 ) -> anyhow::Result<Outcome> {
-    let authors = authors(&args, context)?;
+    let authors = authors(args, context)?;
     let way = match args.direct {
         true => Way::Direct(context.database_with(|settings| settings.pool_size = args.connections)?),
         false => Way::Gateway {
@@ -89,8 +94,7 @@ pub(crate) fn run(
             scope.spawn(|| run.post());
         }
     });
-    let (posted, elapsed) = (run.progress.done(), run.started.elapsed());
-    drop(run.progress);
+    let (posted, elapsed) = run.progress.finish();
     let errors = run.errors.into_inner().unwrap_or_else(PoisonError::into_inner);
     let failed = errors.values().sum::<u64>();
     writeln!(

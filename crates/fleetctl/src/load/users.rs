@@ -10,6 +10,10 @@ use storage::{Database, users};
 /// Every other one has an e-mail address at example.com, the others a phone number that belongs to nobody. None has a
 /// password. A login that is taken is passed over, so running it again changes nothing.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl load users --count 100000
+  fleetctl load users --count 1000 --prefix reader")]
 pub(crate) struct Args {
     /// How many
     #[arg(long, value_name = "N")]
@@ -28,14 +32,9 @@ pub(crate) fn run(
     let plan = plan(&args.prefix, args.count)?;
     let progress = Progress::new("users", plan.count().into());
     let made = make(&context.database()?, &plan, interrupt, &progress)?;
-    let seen = progress.done();
+    let (seen, elapsed) = progress.finish();
     let left = u64::from(plan.count()) - seen;
-    writeln!(
-        out,
-        "users: {made} made, {} there already, {left} not reached; {}",
-        seen - made,
-        pace(seen, progress.elapsed())
-    )?;
+    writeln!(out, "users: {made} made, {} there already, {left} not reached; {}", seen - made, pace(seen, elapsed))?;
     Ok(super::outcome(left))
 }
 
