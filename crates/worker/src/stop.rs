@@ -50,6 +50,7 @@ impl Stop {
                 thread::spawn(move || {
                     thread::sleep(grace);
                     log::warn!("the work in hand isn't done after {grace:?}: ending, it will be handed out again");
+                    telemetry::flush();
                     process::exit(0);
                 });
             }

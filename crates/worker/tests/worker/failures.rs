@@ -269,10 +269,9 @@ fn a_message_without_an_id_gets_one_when_it_is_set_aside() {
 #[test]
 fn what_the_broker_gives_up_tells_its_end() {
     let vhost = TestVhost::new();
-    let mut envelope = Envelope::new("retry.100ms", "no such queue", b"{}".to_vec());
+    // It expires there and goes to the queue that its key names.
+    let mut envelope = Envelope::new("retry.100ms", queue::DEAD_LETTER, b"{}".to_vec());
     envelope.message_id = "lost".into();
-    // Expires into the default exchange, which has no such queue: it's gone, so this shows the other way round.
-    envelope.routing_key = queue::DEAD_LETTER.into();
     publish_all(vhost.url(), &[envelope]);
     let dead = eventually("it has expired", || drain(vhost.url(), queue::DEAD_LETTER).pop());
     let (id, death) = death(&dead);

@@ -19,6 +19,7 @@ const AMQP_URL: &str = "WORKER_TEST_AMQP_URL";
 const DATABASE_URL: &str = "WORKER_TEST_DATABASE_URL";
 const UNTIL: &str = "WORKER_TEST_UNTIL";
 const CONCURRENCY: &str = "WORKER_TEST_CONCURRENCY";
+const BATCH: &str = "WORKER_TEST_BATCH";
 
 /// The worker: notes what it handles on its standard output, and dies of some messages.
 #[test]
@@ -37,7 +38,10 @@ fn process() {
     let mut worker = worker(&url, Arc::new(Ledger::new(database.clone())), |batch, _, _| {
         for item in batch {
             match &*item.message {
-                "aborts" => process::abort(),
+                "aborts" => {
+                    thread::sleep(Duration::from_millis(300));
+                    process::abort();
+                }
                 "hangs" => loop {
                     thread::park();
                 },
@@ -50,13 +54,24 @@ fn process() {
     });
     worker.database = database.probe();
     worker.settings.time_limit_ms = 2000;
-    worker.consuming.concurrency = env::var(CONCURRENCY).map_or(1, |number| number.parse().expect("a number"));
+    let number = |name| env::var(name).expect("a number").parse().expect("a number");
+    worker.consuming.concurrency = number(CONCURRENCY);
+    worker.consuming.batch = number(BATCH);
+    worker.consuming.prefetch = worker.consuming.batch as u16;
     match env::var(UNTIL).as_deref() {
         Ok("signal") => worker.run(),
         _ => worker.run_until_idle(IDLE),
     }
     .expect("a clean end");
 }
+
+#[derive(Clone, Copy)]
+struct Scale {
+    concurrency: usize,
+    batch: usize,
+}
+
+const ONE: Scale = Scale { concurrency: 1, batch: 20 };
 
 struct Fleet {
     vhost: TestVhost,
@@ -68,23 +83,24 @@ impl Fleet {
         Self { vhost: TestVhost::new(), database: TestDatabase::new() }
     }
 
-    fn start(&self, until: &str, concurrency: usize) -> Child {
+    fn start(&self, until: &str, Scale { concurrency, batch }: Scale) -> Child {
         Command::new(env::current_exe().expect("this program"))
             .args(["--ignored", "--exact", "processes::process", "--nocapture"])
             .env(AMQP_URL, self.vhost.url())
             .env(DATABASE_URL, self.database.url())
             .env(UNTIL, until)
             .env(CONCURRENCY, concurrency.to_string())
+            .env(BATCH, batch.to_string())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the process starts")
     }
 
     /// Starts the worker again and again until it ends by itself. Answers what it handled, and how often it died of what.
-    fn supervise(&self, concurrency: usize) -> (Vec<String>, Vec<Option<i32>>) {
+    fn supervise(&self, scale: Scale) -> (Vec<String>, Vec<Option<i32>>) {
         let (mut handled, mut deaths) = (Vec::new(), Vec::new());
         loop {
-            let mut child = self.start("idle", concurrency);
+            let mut child = self.start("idle", scale);
             let lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
             handled.extend(lines.filter_map(|line| Some(line.split_once("handled ")?.1.to_owned())));
             let status = child.wait().expect("its status");
@@ -102,17 +118,17 @@ impl Fleet {
     }
 }
 
-/// More than twice the prefetch, with the killer in the middle of a batch.
+/// Several batches.
 fn neighbours() -> BTreeSet<String> {
     (0..100).map(|n| format!("m{n:03}")).collect()
 }
 
-fn killed_by(killer: &str, concurrency: usize) -> Vec<Option<i32>> {
+fn killed_by(killer: &str, scale: Scale) -> Vec<Option<i32>> {
     let fleet = Fleet::new();
     let neighbours = neighbours();
     let (before, after): (Vec<_>, Vec<_>) = neighbours.iter().map(String::as_str).partition(|text| *text < "m030");
     publish(fleet.vhost.url(), before.into_iter().chain([killer]).chain(after));
-    let (handled, deaths) = fleet.supervise(concurrency);
+    let (handled, deaths) = fleet.supervise(scale);
     assert_eq!(handled.into_iter().collect::<BTreeSet<_>>(), neighbours, "every neighbour is handled");
     let times = DELAYS_MS.len() + 1;
     let expected = format!("its worker died while handling it ({times} times)");
@@ -126,24 +142,35 @@ fn killed_by(killer: &str, concurrency: usize) -> Vec<Option<i32>> {
 
 #[test]
 fn a_message_that_kills_its_process_dies_alone() {
-    assert!(killed_by("aborts", 1).iter().all(Option::is_none), "by a signal");
+    assert!(killed_by("aborts", ONE).iter().all(Option::is_none), "by a signal");
 }
 
 #[test]
 fn a_message_that_kills_its_process_dies_alone_among_several_consumers() {
-    killed_by("aborts", 3);
+    killed_by("aborts", Scale { concurrency: 3, ..ONE });
+}
+
+#[test]
+fn a_slow_message_in_another_consumers_hand_is_not_blamed() {
+    let fleet = Fleet::new();
+    // Each consumer takes one, so that both are in hand at once.
+    publish(fleet.vhost.url(), ["aborts", "slow"]);
+    let (handled, _) = fleet.supervise(Scale { concurrency: 2, batch: 1 });
+    assert!(handled.contains(&"slow".to_owned()));
+    let dead = fleet.dead();
+    assert!(matches!(&dead[..], [(id, _)] if id == "aborts"), "{dead:?}");
 }
 
 #[test]
 fn a_message_that_runs_past_its_time_limit_dies_alone() {
-    assert!(killed_by("hangs", 1).iter().all(|code| *code == Some(75)));
+    assert!(killed_by("hangs", ONE).iter().all(|code| *code == Some(75)));
 }
 
 #[test]
 fn a_termination_signal_lets_the_batch_in_hand_finish_and_exits_with_0() {
     let fleet = Fleet::new();
     publish(fleet.vhost.url(), ["first", "slow", "last"]);
-    let mut child = fleet.start("signal", 1);
+    let mut child = fleet.start("signal", ONE);
     let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.ends_with("handled first")), "the batch is in hand");
     let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");

@@ -6,9 +6,14 @@ use broker::Publisher;
 use domain::{Envelope, Failure, topology::queue};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -43,6 +48,46 @@ fn a_stop_finishes_the_batch_in_hand_and_gives_the_rest_back() {
     .run_until_idle(IDLE)
     .expect("a clean end");
     assert_eq!(notes.sorted(), texts, "each once");
+}
+
+#[test]
+fn closed_connections_lose_nothing() {
+    const TIMES: u32 = 3;
+    let vhost = TestVhost::new();
+    let texts: Vec<_> = (0..100).map(|n| format!("m{n:03}")).collect();
+    publish(vhost.url(), texts.iter().map(String::as_str));
+    let (notes, (begun, has_begun)) = (Notes::default(), mpsc::channel());
+    let closed = Arc::new(AtomicU32::new(0));
+    let (noted, seen) = (notes.clone(), closed.clone());
+    let follows = |text: &str| Envelope::new("send_notification", "email", text.as_bytes().to_vec());
+    let disturbed = worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, out, _| {
+        let already = seen.load(Ordering::Relaxed);
+        if already < TIMES {
+            let _ = begun.send(());
+            eventually("the connections are closed", || (seen.load(Ordering::Relaxed) > already).then_some(()));
+        }
+        for item in batch {
+            noted.add(&item.message);
+            out.publish(&item.received, follows(&item.message));
+        }
+        Ok(())
+    });
+    while_running(disturbed, || {
+        for _ in 0..TIMES {
+            has_begun.recv().expect("a batch in hand");
+            eventually("its connections are closed", || (vhost.close_connections() > 0).then_some(()));
+            closed.fetch_add(1, Ordering::Relaxed);
+        }
+        eventually("all are handled and acknowledged", || {
+            let all: BTreeSet<_> = notes.all().into_iter().collect();
+            (all.len() == texts.len() && depth(vhost.url(), QUEUE) == 0).then_some(())
+        });
+    });
+    assert_eq!((depth(vhost.url(), QUEUE), depth(vhost.url(), queue::DEAD_LETTER)), (0, 0));
+    assert!(notes.all().len() > texts.len(), "what was in hand has come again");
+    let sent = drain(vhost.url(), queue::SEND_NOTIFICATION_EMAIL);
+    let sent: BTreeSet<_> = sent.iter().map(|sent| str::from_utf8(&sent.body).expect("a text")).collect();
+    assert_eq!(sent, texts.iter().map(String::as_str).collect());
 }
 
 #[test]
