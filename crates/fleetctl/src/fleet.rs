@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     fs::File,
+    iter,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -56,9 +57,11 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
     Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_owned())
 }
 
-/// A port that is free at this moment.
+/// A port that is free at this moment, below those that the kernel takes for outgoing connections: so it'll still be
+/// free when a killed process starts again.
 fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).context("no port is free")?.port())
+    let mut random = iter::repeat_with(|| rand::random_range(20_000..30_000)).take(1000);
+    random.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).context("no port is free")
 }
 
 impl Fleet {
@@ -115,8 +118,8 @@ impl Fleet {
     fn spawn(&mut self, name: Name, settings: Vec<(String, String)>) -> anyhow::Result<()> {
         let binary = self.binaries.join(name.0);
         ensure!(binary.exists(), "{} isn't there: build the workspace's binaries first", binary.display());
-        let log = self.logs.join(format!("{}-{}.log", name.0, name.1));
-        let log = File::options().append(true).create(true).open(&log).context("can't open a log file")?;
+        let log =
+            File::options().append(true).create(true).open(self.log_path(&name)).context("can't open a log file")?;
         let port = if name.0 == "api-gateway" { self.gateway_port } else { free_port()? };
         let child = Command::new(binary)
             .envs(settings.iter().map(|(name, value)| (name, value)))
@@ -172,6 +175,29 @@ impl Fleet {
         Ok(())
     }
 
+    /// What a process answers to a health check: the status, and the text. `None` where nobody answers.
+    ///
+    /// # Errors
+    /// When there's no such process.
+    pub fn health(&mut self, name: &Name, path: &str) -> anyhow::Result<Option<(u16, String)>> {
+        let url = format!("http://127.0.0.1:{}{path}", self.process(name)?.port);
+        let answer = self.agent.get(&url).call().ok();
+        Ok(answer.and_then(|mut answer| Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))))
+    }
+
+    /// What a process has logged, over all its lives.
+    ///
+    /// # Errors
+    /// When it has never been started.
+    pub fn log(&self, name: &Name) -> anyhow::Result<String> {
+        let path = self.log_path(name);
+        fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
+    }
+
+    fn log_path(&self, Name(service, number): &Name) -> PathBuf {
+        self.logs.join(format!("{service}-{number}.log"))
+    }
+
     fn process(&mut self, name: &Name) -> anyhow::Result<&mut Process> {
         self.processes.get_mut(name).with_context(|| format!("there is no {} {}", name.0, name.1))
     }
@@ -201,20 +227,22 @@ impl Fleet {
         self.spawn(name.clone(), settings)
     }
 
-    /// Starts again those that have ended, as a supervisor does; answers how many.
+    /// Starts again those that have ended, as a supervisor does; answers which, and how they had ended.
     ///
     /// # Errors
     /// When a binary isn't there.
-    pub fn restart_ended(&mut self) -> anyhow::Result<usize> {
+    pub fn restart_ended(&mut self) -> anyhow::Result<Vec<(Name, ExitStatus)>> {
         let mut ended = Vec::new();
         for (name, process) in &mut self.processes {
-            if process.child.try_wait().context("can't look after a process")?.is_some() {
-                ended.push((name.clone(), process.settings.clone()));
+            if let Some(status) = process.child.try_wait().context("can't look after a process")? {
+                ended.push((name.clone(), status));
             }
         }
-        let count = ended.len();
-        ended.into_iter().try_for_each(|(name, settings)| self.spawn(name, settings))?;
-        Ok(count)
+        for (name, _) in &ended {
+            let settings = self.process(name)?.settings.clone();
+            self.spawn(name.clone(), settings)?;
+        }
+        Ok(ended)
     }
 
     /// Asks a process to stop, as a supervisor does, and awaits that it has.
@@ -223,6 +251,14 @@ impl Fleet {
     /// When it doesn't in time; it's killed then.
     pub fn stop(&mut self, name: &Name, limit: Duration) -> anyhow::Result<ExitStatus> {
         self.signal(name, Signal::TERM)?;
+        self.wait_end(name, limit)
+    }
+
+    /// Awaits that a process ends that was asked to, and forgets it.
+    ///
+    /// # Errors
+    /// When it doesn't in time; it's killed then.
+    pub fn wait_end(&mut self, name: &Name, limit: Duration) -> anyhow::Result<ExitStatus> {
         let Some(mut process) = self.processes.remove(name) else { bail!("there is no {} {}", name.0, name.1) };
         let end = Instant::now() + limit;
         loop {

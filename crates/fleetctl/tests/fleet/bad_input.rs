@@ -1,0 +1,272 @@
+//! Messages that nobody can handle, and failures that pass.
+
+use crate::stage::{PATIENCE, PRIVATE, Stage};
+use domain::values::{EMAIL_TEXT_MAX, SMS_TEXT_MAX, TWEET_MAX};
+use fleetctl::fleet::Name;
+use serde_json::{Value, json};
+use storage::admin;
+use test_support::{TestVhost, eventually_within};
+
+/// Nobody has these ids.
+const NOBODY: i64 = 1_000_000;
+const NOTHING: i64 = 2_000_000;
+
+/// A bad message, and what is to be said of it.
+struct Bad {
+    properties: Value,
+    body: Vec<u8>,
+    reason: String,
+}
+
+fn bad(body: impl AsRef<[u8]>, reason: &str) -> Bad {
+    Bad { properties: json!({}), body: body.as_ref().into(), reason: reason.into() }
+}
+
+fn bad_json(body: &Value, reason: &str) -> Bad {
+    bad(body.to_string(), reason)
+}
+
+/// Where messages of one kind go.
+struct Kind {
+    exchange: &'static str,
+    key: &'static str,
+    /// What the name of its queues begins with.
+    queue: &'static str,
+    bad: Vec<Bad>,
+}
+
+impl Kind {
+    /// What is bad for every kind, and what is for this one. `good` is a good message's body.
+    fn new(
+        exchange: &'static str,
+        key: &'static str,
+        queue: &'static str,
+        good: &Value,
+        own: impl IntoIterator<Item = Bad>,
+    ) -> Self {
+        let mut unknown_type = bad_json(good, "unknown type \"mystery\", expected ");
+        unknown_type.properties = json!({"type": "mystery"});
+        let mut bad = vec![
+            bad("", "empty body"),
+            bad("nonsense", "not JSON: "),
+            bad(&good.to_string().as_bytes()[..20], "not JSON: "),
+            bad(b"{\"text\": \"\xff\xfe\"}", "not UTF-8 after byte 10"),
+            bad_json(&json!([1, 2]), "wrong shape: "),
+            bad_json(&json!({}), "wrong shape: missing field"),
+            unknown_type,
+        ];
+        bad.extend(own);
+        Self { exchange, key, queue, bad }
+    }
+}
+
+fn with(good: &Value, field: &str, value: impl Into<Value>) -> Value {
+    let mut body = good.clone();
+    body[field] = value.into();
+    body
+}
+
+/// Tweets that are there, but that nobody has been told of.
+fn untold_tweet(stage: &Stage, author: i64) -> i64 {
+    let mut conn = stage.database.database().connection().expect("a connection");
+    let insert = format!(
+        "WITH new AS (INSERT INTO tweet (author_id, text) VALUES ({author}, '{PRIVATE}') RETURNING id) SELECT id AS n FROM new"
+    );
+    admin::count(&mut conn, &insert).expect("it's inserted")
+}
+
+fn tweet_body(id: i64, author: i64) -> Value {
+    json!({"id": id, "author": "author", "authorId": author, "text": PRIVATE, "createdAt": "2024-05-01 10:00:00"})
+}
+
+#[test]
+fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
+    let (vhost, mut stage) = Stage::shared();
+    stage.start();
+    let author = stage.api.reader_by_email("author");
+    let email = stage.api.reader_by_email("email");
+    let phone = stage.api.reader_by_phone("phone", 1);
+    stage.api.follow(author, email);
+    let import = json!({"userId": phone, "followerLogin": "bad", "count": 1});
+    let tweet = tweet_body(untold_tweet(&stage, phone), phone);
+    let update = with(&tweet, "followerId", email);
+    let notify = |reader: i64| json!({"userId": reader, "text": PRIVATE});
+    let long = |length: usize| "x".repeat(length + 1);
+    let chunk = |channel: &str, body: Value, reason: &str| Bad {
+        properties: json!({"type": format!("{channel}.chunk")}),
+        body: body.to_string().into(),
+        reason: reason.into(),
+    };
+    let notify_chunk = json!({"tweetId": NOTHING, "authorId": author, "text": PRIVATE, "after": 0, "upto": NOBODY});
+    let kinds = [
+        Kind::new(
+            "add_followers",
+            "add_followers",
+            "add_followers",
+            &import,
+            [
+                bad_json(&with(&import, "userId", NOBODY), "unknown user"),
+                bad_json(&with(&import, "count", 0), "count must be between 1 and "),
+                bad_json(&with(&import, "count", -1), "count must be between 1 and "),
+                bad_json(&with(&import, "count", 10_000_000), "count must be between 1 and "),
+                bad_json(&with(&import, "count", "many"), "wrong shape: "),
+                bad_json(&with(&import, "followerLogin", long(31)), "followerLogin is too long"),
+                bad_json(&with(&import, "followerLogin", "a b"), "followerLogin must not contain blanks"),
+                bad_json(&with(&import, "importId", NOTHING), "unknown import"),
+            ],
+        ),
+        Kind::new(
+            "publish_tweet",
+            "publish_tweet",
+            "publish_tweet",
+            &tweet,
+            [
+                bad_json(&with(&tweet, "id", NOTHING), "unknown tweet"),
+                bad_json(&with(&tweet, "text", long(TWEET_MAX)), "wrong shape: must be at most 140 characters long"),
+                bad_json(&with(&tweet, "createdAt", "yesterday"), "wrong shape: "),
+                bad(vec![b' '; 100_000], "empty body"),
+            ],
+        ),
+        Kind::new(
+            "update_feed",
+            "1",
+            "update_feed.",
+            &update,
+            [
+                bad_json(&with(&update, "id", NOTHING), "unknown tweet"),
+                bad_json(&with(&update, "followerId", NOBODY), "unknown user"),
+                bad_json(&with(&update, "text", long(TWEET_MAX)), "wrong shape: must be at most 140 characters long"),
+                chunk("update_feed", update.clone(), "wrong shape: missing field"),
+            ],
+        ),
+        Kind::new(
+            "send_notification",
+            "email",
+            "send_notification.email",
+            &notify(email),
+            [
+                bad_json(&notify(NOBODY), "unknown user with an e-mail address"),
+                bad_json(&notify(phone), "unknown user with an e-mail address"),
+                bad_json(
+                    &with(&notify(email), "text", long(EMAIL_TEXT_MAX)),
+                    "text must be at most 512 characters long",
+                ),
+                bad_json(&with(&notify(email), "text", " "), "text must not be empty"),
+                chunk("send_notification", notify_chunk.clone(), "unknown tweet"),
+            ],
+        ),
+        Kind::new(
+            "send_notification",
+            "phone",
+            "send_notification.sms",
+            &notify(phone),
+            [
+                bad_json(&notify(email), "unknown user with a phone number"),
+                bad_json(&with(&notify(phone), "text", long(SMS_TEXT_MAX)), "text must be at most 60 characters long"),
+                chunk("send_notification", notify_chunk, "unknown tweet"),
+            ],
+        ),
+    ];
+
+    // Each bad message has a good neighbour.
+    let mut expected = Vec::new();
+    for Kind { exchange, key, queue, bad } in kinds {
+        for Bad { properties, body, reason } in bad {
+            let id = format!("message {}", expected.len());
+            let mut properties = properties;
+            properties["message_id"] = id.as_str().into();
+            assert!(vhost.publish(exchange, key, &properties, &body));
+            neighbour(&vhost, &stage, exchange, key, &id, [author, email, phone]);
+            expected.push((id, queue, reason, body));
+        }
+    }
+
+    eventually_within(PATIENCE, "all bad messages are set aside", || {
+        (stage.dead_letters().len() >= expected.len()).then_some(())
+    });
+    let letters = stage.dead_letters();
+    for (id, queue, reason, body) in &expected {
+        let of_this: Vec<_> = letters.iter().filter(|letter| letter.message_id.as_ref() == Some(id)).collect();
+        let [letter] = of_this[..] else { panic!("{} dead letters of {id} ({reason})", of_this.len()) };
+        assert!(letter.error.starts_with(reason), "{queue}: {:?} instead of {reason:?}", letter.error);
+        assert!(!letter.error.contains(PRIVATE), "{}", letter.error);
+        assert!(letter.queue.starts_with(queue), "{} in {}", reason, letter.queue);
+        assert_eq!((letter.attempts, &letter.body), (1, body), "{queue}: {reason}");
+    }
+    let neighbours =
+        |exchange: &str| expected.iter().filter(|(_, queue, ..)| queue.starts_with(exchange)).count() as i64;
+    stage.await_rest();
+    for (exchange, query) in [
+        ("add_followers", "SELECT count(*) AS n FROM \"user\" WHERE login LIKE 'message%'"),
+        ("send_notification.email", "SELECT count(*) AS n FROM email_notification WHERE source = 'message'"),
+        ("send_notification.sms", "SELECT count(*) AS n FROM sms_notification WHERE source = 'message'"),
+    ] {
+        assert_eq!(stage.database.count(query), neighbours(exchange), "{exchange}");
+    }
+
+    // What was unknown is made known, and the messages about it are sent once more.
+    stage.database.execute(&format!(
+        "INSERT INTO \"user\" (id, login, channel, email) OVERRIDING SYSTEM VALUE
+         VALUES ({NOBODY}, 'late', 'email', 'late@example.com')"
+    ));
+    let mended: Vec<_> =
+        letters.iter().filter(|letter| letter.error == "unknown user" || letter.error.contains("e-mail")).collect();
+    let (mended, still_bad): (Vec<_>, Vec<_>) =
+        mended.into_iter().partition(|letter| String::from_utf8_lossy(&letter.body).contains(&NOBODY.to_string()));
+    assert_eq!((mended.len(), still_bad.len()), (3, 1));
+    let ids: Vec<_> = mended.iter().chain(&still_bad).map(|letter| letter.id.to_string()).collect();
+    let mut replay = vec!["dead-letters", "replay", "--by", "test"];
+    replay.extend(ids.iter().map(String::as_str));
+    assert_eq!(stage.fleetctl(&replay), "4 replayed\n");
+    eventually_within(PATIENCE, "the messages take effect", || {
+        let effects = format!(
+            "SELECT (SELECT count(*) FROM subscription WHERE author_id = {NOBODY})
+                  + (SELECT count(*) FROM email_notification WHERE user_id = {NOBODY}) AS n"
+        );
+        (stage.database.count(&effects) == 2).then_some(())
+    });
+    // What is as bad as before is set aside again, and the rest was never gone.
+    eventually_within(PATIENCE, "the bad one is set aside again", || {
+        (stage.dead_letters().len() == expected.len() - mended.len()).then_some(())
+    });
+    let dropped = stage.fleetctl(&["dead-letters", "drop", "--all", "--yes", "--by", "test"]);
+    assert_eq!(dropped, format!("{} dropped\n", expected.len() - mended.len()));
+    stage.ends_well(0);
+}
+
+/// Publishes a message that nothing is wrong with, with an effect of its own.
+fn neighbour(vhost: &TestVhost, stage: &Stage, exchange: &str, key: &str, id: &str, [author, email, phone]: [i64; 3]) {
+    let body = match (exchange, key) {
+        ("add_followers", _) => json!({"userId": phone, "followerLogin": id.replace(' ', ""), "count": 1}),
+        ("publish_tweet", _) => tweet_body(untold_tweet(stage, author), author),
+        ("update_feed", _) => with(&tweet_body(untold_tweet(stage, author), author), "followerId", email),
+        (_, "email") => json!({"userId": email, "text": PRIVATE}),
+        _ => json!({"userId": phone, "text": PRIVATE}),
+    };
+    let properties = json!({"message_id": format!("neighbour of {id}")});
+    assert!(vhost.publish(exchange, key, &properties, body.to_string().as_bytes()));
+}
+
+#[test]
+fn what_fails_for_a_while_is_tried_again_until_it_succeeds() {
+    let (_vhost, mut stage) = Stage::shared();
+    stage.start();
+    let author = stage.api.reader_by_email("author");
+    stage.api.follow(author, stage.api.reader_by_email("email"));
+    stage.api.follow(author, stage.api.reader_by_phone("phone", 1));
+
+    // One notifier finds no table, the other waits for a lock until its statement is given up.
+    stage.database.execute("ALTER TABLE email_notification RENAME TO elsewhere");
+    let mut lock = stage.database.database().connection().expect("a connection");
+    admin::execute(&mut lock, "BEGIN").expect("it begins");
+    admin::execute(&mut lock, "LOCK TABLE sms_notification IN SHARE MODE").expect("it's locked");
+    stage.api.post(author, PRIVATE, true);
+    for service in ["email-notifier", "sms-notifier"] {
+        eventually_within(PATIENCE, "the message is retried", || {
+            stage.fleet.log(&Name(service, 0)).expect("a log").contains("waits for another attempt").then_some(())
+        });
+    }
+    stage.database.execute("ALTER TABLE elsewhere RENAME TO email_notification");
+    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
+    stage.ends_well(0);
+}
