@@ -77,8 +77,9 @@ impl BatchHandler for Fanout {
 
     fn handle(&mut self, batch: &[Item<PublishTweet>], out: &mut Outgoing, step: &Step) -> Result<(), Failure> {
         let mut conn = self.database.connection()?;
-        let ids: Vec<_> = batch.iter().map(|item| item.message.0.id).collect();
-        tweets::require_known(&mut conn, &ids)?;
+        // Else a wrong author's followers would be walked, and the tweet's own never hear of it.
+        let posted: Vec<_> = batch.iter().map(|item| (item.message.0.id, item.message.0.author_id)).collect();
+        tweets::require_posted(&mut conn, &posted)?;
         for Item { message: PublishTweet(tweet), received } in batch {
             let mut after = UserId(0);
             while let Some(upto) = subscriptions::next_chunk(&mut conn, tweet.author_id, after, self.chunk)? {

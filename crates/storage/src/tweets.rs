@@ -6,7 +6,12 @@ use crate::{
     users,
 };
 use chrono::{DateTime, Utc};
-use diesel::{PgConnection, prelude::*};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{Array, BigInt},
+};
 use domain::{
     TweetId, UserId,
     message::Tweet,
@@ -91,10 +96,25 @@ pub fn delete(conn: &mut PgConnection, id: TweetId) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::NotFound`] when one hasn't.
-pub fn require_known(conn: &mut PgConnection, ids: &[TweetId]) -> Result<()> {
+pub(crate) fn require_known(conn: &mut PgConnection, ids: &[TweetId]) -> Result<()> {
     let mut ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
     ids.sort_unstable();
     ids.dedup();
     let known: i64 = tweet::table.filter(tweet::id.eq_any(&ids)).count().get_result(conn)?;
     if usize::try_from(known) == Ok(ids.len()) { Ok(()) } else { Err(Error::NotFound("tweet")) }
+}
+
+/// Whether each of these tweets has ever been posted by that author; deleted ones count.
+///
+/// # Errors
+/// [`Error::NotFound`] when one hasn't.
+pub fn require_posted(conn: &mut PgConnection, tweets: &[(TweetId, UserId)]) -> Result<()> {
+    let unknown = sql_query(
+        "SELECT count(*) AS n FROM unnest($1, $2) AS posted (id, author_id)
+         WHERE NOT EXISTS (SELECT FROM tweet t WHERE t.id = posted.id AND t.author_id = posted.author_id)",
+    )
+    .bind::<Array<BigInt>, _>(tweets.iter().map(|(tweet, _)| tweet.0).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(tweets.iter().map(|(_, author)| author.0).collect::<Vec<_>>())
+    .get_result::<crate::Count>(conn)?;
+    if unknown.n == 0 { Ok(()) } else { Err(Error::NotFound("tweet of this author")) }
 }

@@ -122,6 +122,7 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
             &tweet,
             [
                 bad_json(&with(&tweet, "id", NOTHING), "unknown tweet"),
+                bad_json(&with(&tweet, "authorId", NOBODY), "unknown tweet of this author"),
                 bad_json(&with(&tweet, "text", long(TWEET_MAX)), "wrong shape: must be at most 140 characters long"),
                 bad_json(&with(&tweet, "createdAt", "yesterday"), "wrong shape: "),
                 bad(vec![b' '; 100_000], "empty body"),
