@@ -41,8 +41,6 @@ impl Session {
         let socket = address.connect(limit)?;
 
         let lost = |error| Error::lost(OPENING, error);
-        // Without it each publish-and-wait costs 40 ms.
-        socket.set_nodelay(true).map_err(lost)?;
         let watchdog = Watchdog::start(socket.try_clone().map_err(lost)?).map_err(lost)?;
         // From here on `drop` ends the watchdog.
         let mut session = Self {

@@ -144,7 +144,8 @@ impl Publishing {
 
 #[test]
 fn the_fleets_topology_is_declared_and_declaring_it_again_changes_nothing() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     let topology = Topology::fleet(&[Duration::from_secs(1), Duration::from_secs(600)]);
     declare(&settings, &topology);
     Publisher::new(&settings, "test").publish_all(&numbered("publish_tweet", 0..1), within(SOON)).unwrap();
@@ -161,7 +162,8 @@ fn the_fleets_topology_is_declared_and_declaring_it_again_changes_nothing() {
 
 #[test]
 fn a_queue_that_exists_with_other_arguments_is_named_and_so_is_one_that_does_not_exist() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     declare(&settings, &queues(&["conflict"]));
     let mut session = Session::open(&settings, "test").unwrap();
 
@@ -186,12 +188,9 @@ fn a_missing_plugin_is_told_with_the_way_to_enable_it() {
     let exchange = Exchange { name: "hashed".into(), kind: ExchangeKind::ConsistentHash };
     let topology = Topology { exchanges: vec![exchange], ..Topology::default() };
     let mut session = Session::open(&node.settings(), "test").unwrap();
-    node.ctl(&["eval", "rabbit_registry:unregister(exchange, <<\"x-consistent-hash\">>)."]);
+    node.eval("rabbit_registry:unregister(exchange, <<\"x-consistent-hash\">>)");
     let error = broker::declare(&mut session, &topology).unwrap_err();
-    node.ctl(&[
-        "eval",
-        "rabbit_registry:register(exchange, <<\"x-consistent-hash\">>, rabbit_exchange_type_consistent_hash).",
-    ]);
+    node.eval("rabbit_registry:register(exchange, <<\"x-consistent-hash\">>, rabbit_exchange_type_consistent_hash)");
     assert!(matches!(&error, Error::MissingPlugin { exchange } if exchange == "hashed"), "{error:?}");
     assert!(error.to_string().contains("rabbitmq-plugins enable"), "{error}");
     declare(&node.settings(), &topology);
@@ -199,7 +198,8 @@ fn a_missing_plugin_is_told_with_the_way_to_enable_it() {
 
 #[test]
 fn a_message_arrives_as_it_was_published() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     declare(&settings, &queues(&["faithful"]));
     let mut envelope = Envelope::new("", "faithful", vec![0, 159, 146, 150]);
     envelope.kind = Some("update_feed.chunk".into());
@@ -225,7 +225,8 @@ fn a_message_arrives_as_it_was_published() {
 
 #[test]
 fn messages_wait_in_a_retry_queue_and_come_back_saying_so() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     let delay = Duration::from_millis(300);
     let mut topology = Topology::fleet(&[delay]);
     topology.queues.extend(queues(&["patient"]).queues);
@@ -244,7 +245,8 @@ fn messages_wait_in_a_retry_queue_and_come_back_saying_so() {
 
 #[test]
 fn what_the_broker_gives_up_says_why_in_the_dead_letter_queue() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     let mut topology = Topology::fleet(&[]);
     topology.queues.push(Queue { name: "given_up".into(), expiry: Expiry::DeadLetter });
     declare(&settings, &topology);
@@ -271,7 +273,8 @@ fn what_the_broker_gives_up_says_why_in_the_dead_letter_queue() {
 
 #[test]
 fn more_messages_than_the_window_holds_arrive_once_and_in_order() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     declare(&settings, &queues(&["ordered"]));
     let mut publisher = Publisher::new(&settings, "test");
     // Calls follow each other on one connection, so that tags go on counting.
@@ -299,20 +302,6 @@ fn more_messages_than_the_window_holds_arrive_once_and_in_order() {
 }
 
 #[test]
-fn a_single_message_is_confirmed_without_waiting_for_another() {
-    let settings = node().settings();
-    declare(&settings, &queues(&["alone"]));
-    let mut publisher = Publisher::new(&settings, "test");
-    publisher.publish_all(&numbered("alone", 0..1), within(SOON)).unwrap();
-    // The socket's own wait for more to send would make it 40 ms each.
-    bounded("publishing one by one", Duration::from_secs(2), || {
-        for envelope in numbered("alone", 1..101) {
-            publisher.publish_all(&[envelope], within(SOON)).unwrap();
-        }
-    });
-}
-
-#[test]
 fn deliveries_of_several_queues_are_settled_in_any_order_and_the_rest_goes_back_in_order() {
     let node = node();
     let settings = node.settings();
@@ -337,10 +326,13 @@ fn deliveries_of_several_queues_are_settled_in_any_order_and_the_rest_goes_back_
         assert_eq!(consumer.ack([delivery]), Acked { sent: 1, stale: 0 });
     }
     assert_eq!(kept.len(), 300);
-    // The broker works off acknowledgements behind the connection's back, and forgets them when that ends.
+    // The broker works off such a burst behind the connection's back, and forgets what is left when that ends.
     eventually(SOON, "the acknowledgements take effect", || {
-        let unacknowledged = node.ctl(&["list_queues", "--no-table-headers", "name", "messages_unacknowledged"]);
-        names.iter().all(|name| unacknowledged.contains(&format!("{name}\t100\n"))).then_some(())
+        let queues = node.eval(
+            "length([queue || [{messages_unacknowledged, 100}] <- \
+             rabbit_amqqueue:info_all(<<\"/\">>, [messages_unacknowledged])])",
+        );
+        (queues == "3").then_some(())
     });
     consumer.close(within(SOON));
 
@@ -374,12 +366,11 @@ fn a_name_that_is_not_utf8_costs_neither_the_connection_nor_its_neighbours() {
     );
     let mut publisher = Publisher::new(&settings, "test");
     publisher.publish_all(&numbered("strange", 0..1), within(SOON)).unwrap();
-    node.ctl(&[
-        "eval",
+    node.eval(
         "{ok, X} = rabbit_exchange:lookup(rabbit_misc:r(<<\"/\">>, exchange, <<\"strange\">>)), \
          rabbit_basic:publish(X, <<\"key\",255,254>>, [{message_id, <<\"id\",128>>}, {type, <<\"kind\",192>>}, \
-         {headers, [{<<\"bad\">>, longstr, <<255>>}]}], <<\"1\">>).",
-    ]);
+         {headers, [{<<\"bad\">>, longstr, <<255>>}]}], <<\"1\">>)",
+    );
     publisher.publish_all(&numbered("strange", 2..3), within(SOON)).unwrap();
 
     let mut consumer = Consumer::new(&settings, "test", vec!["strange".into()], 10);
@@ -398,7 +389,8 @@ fn a_name_that_is_not_utf8_costs_neither_the_connection_nor_its_neighbours() {
 
 #[test]
 fn a_message_that_reaches_no_queue_is_refused_and_the_others_are_confirmed() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     declare(&settings, &queues(&["routed"]));
     let mut envelopes = numbered("routed", 0..200);
     for index in [0, 70, 199] {
@@ -429,7 +421,8 @@ fn a_message_that_reaches_no_queue_is_refused_and_the_others_are_confirmed() {
 
 #[test]
 fn a_full_queue_refuses_what_it_does_not_take() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     let mut arguments = FieldTable::new();
     arguments.insert("x-max-length".into(), AmqpValue::LongInt(5));
     arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
@@ -454,7 +447,8 @@ fn a_full_queue_refuses_what_it_does_not_take() {
 
 #[test]
 fn what_the_broker_would_not_understand_is_never_sent() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     declare(&settings, &queues(&["valid"]));
     let long = "l".repeat(256);
     let mut envelopes = numbered("valid", 0..7);
@@ -507,9 +501,9 @@ fn a_broker_that_cannot_be_reached_or_will_not_let_in_is_told_without_the_passwo
 #[test]
 fn a_broker_without_heartbeats_is_refused() {
     let node = node();
-    node.ctl(&["eval", "application:set_env(rabbit, heartbeat, 0)."]);
+    node.eval("application:set_env(rabbit, heartbeat, 0)");
     let result = Session::open(&node.settings(), "test").map(drop);
-    node.ctl(&["eval", "application:set_env(rabbit, heartbeat, 60)."]);
+    node.eval("application:set_env(rabbit, heartbeat, 60)");
     assert!(matches!(result, Err(Error::NoHeartbeat)), "{result:?}");
     assert!(Session::open(&node.settings(), "test").is_ok());
 }
@@ -537,11 +531,14 @@ fn connections_that_the_broker_closes_lose_nothing() {
         (!batch.deliveries.is_empty()).then_some(batch)
     });
     assert!(consumer.link().is_connected());
-    let names = node.ctl(&["list_connections", "client_properties"]);
-    assert!(names.contains("the consumer") && names.contains("publishing"), "{names}");
+    let names = node.eval(
+        "[binary_to_atom(Name) || [{_, Properties}] <- rabbit_networking:connection_info_all([client_properties]), \
+         {<<\"connection_name\">>, longstr, Name} <- Properties]",
+    );
+    assert!(names.contains("'the consumer'") && names.contains("publishing"), "{names}");
 
     for _ in 0..2 {
-        node.ctl(&["close_all_connections", "test"]);
+        node.eval("rabbit_networking:close_all_connections(<<\"test\">>)");
         publishing.await_more(200);
     }
     let confirmed = publishing.stop();
@@ -564,7 +561,8 @@ fn connections_that_the_broker_closes_lose_nothing() {
 
 #[test]
 fn a_queue_that_is_deleted_is_declared_again_by_the_hook() {
-    let settings = node().settings();
+    let node = node();
+    let settings = node.settings();
     let hook = |session: &mut Session| broker::declare(session, &queues(&["deleted"]));
     let mut consumer = Consumer::new(&settings, "test", vec!["deleted".into()], 10).on_connect(hook);
     let mut publisher = Publisher::new(&settings, "test").on_connect(hook);
@@ -586,7 +584,7 @@ fn a_killed_broker_loses_nothing_that_it_confirmed() {
     declare(&settings, &queues(&["killed"]));
     let mut consumer = Consumer::new(&settings, "test", vec!["killed".into()], 1000);
     // RabbitMQ writes down where a new queue's messages are only half a second later.
-    node.ctl(&["eval", "dets:sync(ra_directory_reverse)."]);
+    node.eval("dets:sync(ra_directory_reverse)");
     let publishing = Publishing::start(&settings, "killed");
     publishing.await_more(500);
     let in_hand = consumer.next_batch(100, LINGER, SOON).unwrap();

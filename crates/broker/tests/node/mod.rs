@@ -1,8 +1,10 @@
 //! A RabbitMQ node of the tests' own, which they may freeze, starve and kill.
 
 use std::{
-    env, fs,
-    io::{BufRead, BufReader},
+    env,
+    fmt::Write as _,
+    fs,
+    io::{BufRead, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,13 +15,32 @@ use std::{
 
 use broker::{Session, Settings};
 
-const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const NAME: &str = "broker-test@localhost";
 
-/// The one node of this test run, for one test at a time.
+/// The one node of this test run, for one test at a time: whoever has it holds on to it.
 pub(crate) fn node() -> MutexGuard<'static, Node> {
     static NODE: OnceLock<Mutex<Node>> = OnceLock::new();
     // Shown if the test fails.
-    let _ = env_logger::builder().is_test(true).filter_level(log::LevelFilter::Info).try_init();
+    let _ = env_logger::builder()
+        .is_test(true)
+        .filter_level(log::LevelFilter::Info)
+        .format(|out, record| {
+            struct Pairs(String);
+            impl<'a> log::kv::VisitSource<'a> for Pairs {
+                fn visit_pair(
+                    &mut self,
+                    key: log::kv::Key<'a>,
+                    value: log::kv::Value<'a>,
+                ) -> Result<(), log::kv::Error> {
+                    write!(self.0, " {key}={value}").map_err(Into::into)
+                }
+            }
+            let mut pairs = Pairs(String::new());
+            let _ = record.key_values().visit(&mut pairs);
+            writeln!(out, "{} {}{}", out.timestamp_millis(), record.args(), pairs.0)
+        })
+        .try_init();
     // What a failed test leaves behind, the guards of `freeze` and `starve` clear away.
     let mut node = NODE.get_or_init(|| Mutex::new(Node::new())).lock().unwrap_or_else(PoisonError::into_inner);
     node.start();
@@ -69,10 +90,7 @@ impl Node {
     /// Starts the node if it doesn't run, and waits until it answers.
     pub(crate) fn start(&mut self) {
         if self.server.is_none() {
-            let mut server = self.command("rabbitmq-server");
-            // So that the script becomes the node, whose process id is then known.
-            server.env("RUNNING_UNDER_SYSTEMD", "1");
-            self.server = Some(Supervised::start(&server, &self.folder, ""));
+            self.server = Some(Supervised::start(&self.command(), &self.folder, ""));
         }
         eventually(Duration::from_secs(60), "the node answers", || Session::open(&self.settings(), "waiting").ok());
     }
@@ -91,25 +109,35 @@ impl Node {
 
     /// Makes it short of memory, so that it blocks whoever publishes.
     pub(crate) fn starve(&self) -> Starved<'_> {
-        self.ctl(&["set_vm_memory_high_watermark", "0.0001"]);
+        self.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.0001)");
         Starved { node: self }
     }
 
-    /// What `rabbitmqctl` prints.
-    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        let output = self.command("rabbitmqctl").arg("--quiet").args(arguments).output().unwrap();
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+    /// Runs Erlang in the node, and returns what comes of it. `rabbitmqctl` does the same in seconds.
+    pub(crate) fn eval(&self, expression: &str) -> String {
+        let cookie = fs::read_to_string(self.folder.join(".erlang.cookie")).unwrap();
+        let mut call = Command::new("erl_call")
+            .args(["-sname", NAME, "-c", cookie.trim(), "-e"])
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        call.stdin.take().unwrap().write_all(format!("{expression}.\n").as_bytes()).unwrap();
+        let output = call.wait_with_output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let result = printed.strip_prefix("{ok, ").and_then(|rest| rest.strip_suffix('}'));
+        result.unwrap_or_else(|| panic!("{expression}: {printed}")).into()
     }
 
-    /// A script of the distribution's, told to keep to this node's folder and ports.
-    fn command(&self, script: &str) -> Command {
-        let mut command = Command::new(Path::new(SCRIPTS).join(script));
+    /// The distribution's script, told to keep to this node's folder and ports.
+    fn command(&self) -> Command {
+        let mut command = Command::new(SERVER);
         let path = |name: &str| self.folder.join(name).into_os_string();
         command
             .env("HOME", &self.folder)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("RABBITMQ_NODENAME", "broker-test@localhost")
+            .env("RABBITMQ_NODENAME", NAME)
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
             .env("RABBITMQ_MNESIA_BASE", path("data"))
@@ -120,7 +148,9 @@ impl Node {
             .env("RABBITMQ_CONFIG_FILES", path("conf.d"))
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config"))
             // Nothing of a node of the system's.
-            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null");
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            // So that the script becomes the node, whose process id is then known.
+            .env("RUNNING_UNDER_SYSTEMD", "1");
         command
     }
 }
@@ -145,7 +175,7 @@ pub(crate) struct Starved<'a> {
 
 impl Drop for Starved<'_> {
     fn drop(&mut self) {
-        self.node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        self.node.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.4)");
     }
 }
 
