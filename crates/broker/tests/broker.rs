@@ -19,7 +19,9 @@ use domain::{
     topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology},
 };
 
-use node::{eventually, node};
+use test_support::eventually_within as eventually;
+
+use node::node;
 
 const SOON: Duration = Duration::from_secs(20);
 const LINGER: Duration = Duration::from_millis(50);

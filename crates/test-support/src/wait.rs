@@ -9,6 +9,7 @@ use std::{
 ///
 /// # Panics
 /// When it didn't; says what was awaited.
+#[track_caller]
 pub fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     eventually_within(Duration::from_secs(30), what, probe)
 }
@@ -17,6 +18,7 @@ pub fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
 ///
 /// # Panics
 /// When it didn't; says what was awaited.
+#[track_caller]
 pub fn eventually_within<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
     loop {
