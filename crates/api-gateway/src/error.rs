@@ -149,6 +149,7 @@ impl From<storage::Error> for Error {
             storage::Error::NotFound(what) => Self::NotFound(what),
             storage::Error::Taken(field) => Self::Taken(field),
             storage::Error::Conflict(why) => Self::Conflict(why),
+            storage::Error::TooSlow(_) => Self::TimedOut,
             storage::Error::Query(_) => Self::Internal(error.into()),
         }
     }

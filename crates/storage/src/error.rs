@@ -10,6 +10,9 @@ pub enum Error {
     /// Another transaction came first: the same again may pass. [`crate::Database::transaction`] tries that.
     #[error("another transaction came first")]
     Contention(#[source] Diesel),
+    /// The statement ran past its time limit: nothing of the transaction took place.
+    #[error("the statement took too long")]
+    TooSlow(#[source] Diesel),
     /// There is no such row; says of what kind.
     #[error("unknown {0}")]
     NotFound(&'static str),
@@ -33,6 +36,12 @@ impl From<Diesel> for Error {
             Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info) if info.message() == "deadlock detected" => {
                 Self::Contention(error)
             }
+            // SQLSTATE 57014, hidden likewise.
+            Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info)
+                if info.message() == "canceling statement due to statement timeout" =>
+            {
+                Self::TooSlow(error)
+            }
             Diesel::BrokenTransactionManager => Self::Unavailable(error.into()),
             _ => Self::Query(error),
         }
@@ -44,7 +53,7 @@ impl From<Error> for Failure {
         match error {
             Error::Unavailable(_) => Self::Unavailable(error.into()),
             Error::NotFound(_) | Error::Taken(_) | Error::Conflict(_) => Self::Permanent(error.into()),
-            Error::Contention(_) | Error::Query(_) => Self::Transient(error.into()),
+            Error::Contention(_) | Error::TooSlow(_) | Error::Query(_) => Self::Transient(error.into()),
         }
     }
 }

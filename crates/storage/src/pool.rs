@@ -107,16 +107,23 @@ pub struct Manager {
     connecting: Mutex<()>,
 }
 
+/// Why a connection couldn't be opened or is no good: r2d2 keeps of it what `Display` says, and no source. libpq's
+/// texts name the server and never the password.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoConnection(String);
+
 impl r2d2::ManageConnection for Manager {
     type Connection = Held;
-    type Error = Error;
+    type Error = NoConnection;
 
-    fn connect(&self) -> Result<Held> {
+    fn connect(&self) -> std::result::Result<Held, NoConnection> {
         let generation = self.generation.load(Ordering::Acquire);
         let (mut conn, socket) = {
             let _alone = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
             let before = Before::now();
-            let conn = PgConnection::establish(&self.conninfo).map_err(|error| Error::Unavailable(error.into()))?;
+            let conn = PgConnection::establish(&self.conninfo)
+                .map_err(|error| NoConnection(error.to_string().trim().replace('\n', " ")))?;
             (conn, before.opened_since(self.port))
         };
         let line = Arc::new(Line { socket, deadline_ms: AtomicU64::new(0), last_answer_ms: AtomicU64::new(now_ms()) });
@@ -140,14 +147,14 @@ impl r2d2::ManageConnection for Manager {
     }
 
     /// A connection that has answered lately, and none has been lost since it was opened, needs no round trip.
-    fn is_valid(&self, held: &mut Held) -> Result<()> {
+    fn is_valid(&self, held: &mut Held) -> std::result::Result<(), NoConnection> {
         const FRESH_MS: u64 = 1000;
         let generation = self.generation.load(Ordering::Acquire);
         let idle = now_ms().saturating_sub(held.line.last_answer_ms.load(Ordering::Acquire));
         if held.generation == generation && idle < FRESH_MS {
             return Ok(());
         }
-        sql_query("SELECT 1").execute(&mut held.conn)?;
+        sql_query("SELECT 1").execute(&mut held.conn).map_err(|error| NoConnection(error.to_string()))?;
         held.generation = generation;
         Ok(())
     }
@@ -167,8 +174,8 @@ pub struct Database {
 #[derive(Debug)]
 struct Quiet;
 
-impl r2d2::HandleError<Error> for Quiet {
-    fn handle_error(&self, error: Error) {
+impl r2d2::HandleError<NoConnection> for Quiet {
+    fn handle_error(&self, error: NoConnection) {
         log::debug!("no connection to the database: {error}");
     }
 }

@@ -151,3 +151,27 @@ fn a_deadlock_is_repeated_until_it_passes() {
         other.join().unwrap().unwrap();
     });
 }
+
+#[test]
+fn an_error_says_why_there_is_no_connection() {
+    let db = TestDatabase::new();
+    let mut settings = db.settings();
+    settings.connect_timeout_ms = 500;
+    settings.url = Secret::from("postgres://somebody:topsecret@127.0.0.1:1/nowhere");
+    let Err(Error::Unavailable(source)) = Database::open(&settings, "test").unwrap().ping() else {
+        panic!("nobody listens on that port")
+    };
+    let text = source.to_string();
+    assert!(text.contains("Connection refused") && !text.contains("topsecret"), "{text}");
+}
+
+#[test]
+fn a_statement_past_its_limit_is_told_from_a_database_that_is_away() {
+    let db = TestDatabase::new();
+    let mut settings = db.settings();
+    settings.statement_timeout_ms = 50;
+    let database = Database::open(&settings, "test").unwrap();
+    let slow = database.transaction(|conn| storage::admin::execute(conn, "SELECT pg_sleep(30)"));
+    assert!(matches!(slow, Err(Error::TooSlow(_))), "{slow:?}");
+    database.ping().unwrap();
+}
