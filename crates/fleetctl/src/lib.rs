@@ -17,10 +17,7 @@ mod verify;
 use crate::context::{Connections, Context};
 use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::io::{self, Write};
 
 /// The operator's tool of the murmuration fleet.
 #[derive(Parser)]
@@ -77,27 +74,37 @@ enum Outcome {
     Interrupted,
 }
 
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done => Self::SUCCESS,
-            Outcome::Incomplete => Self::from(1),
+impl Outcome {
+    fn status(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::Incomplete => 1,
             // 128 and the number of SIGINT, as shells have it.
-            Outcome::Interrupted => Self::from(130),
+            Self::Interrupted => 130,
         }
     }
 }
 
-/// The whole of the program: reads the arguments, does what they say, and answers the exit status.
-pub fn main() -> ExitCode {
+/// The whole of the program: reads the arguments, does what they say, and exits.
+pub fn main() -> ! {
     let cli = Cli::parse();
-    match run(cli, &mut output::Forgiving(io::stdout().lock())) {
-        Ok(outcome) => outcome.into(),
+    let mut out = output::Forgiving(io::stdout().lock());
+    let result = run(cli, &mut out).and_then(|outcome| {
+        out.flush().context("can't write the output")?;
+        Ok(outcome)
+    });
+    let status = match result {
+        Ok(outcome) => outcome.status(),
         Err(error) => {
+            // What was written before it went wrong; that it did is being told.
+            let _ = out.flush();
             eprintln!("fleetctl: {error:#}");
-            ExitCode::from(2)
+            2
         }
-    }
+    };
+    // At once, rather than by returning: on the way out of a process the TLS library below libpq tears itself down, and
+    // a thread of the connection pool that is just connecting crashes over that.
+    signal_hook::low_level::exit(status)
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
@@ -109,7 +116,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let settings = telemetry::Settings { log: level.into(), statsd: String::new(), metrics_prefix: String::new() };
     let _telemetry = telemetry::init("fleetctl", &settings)?;
     let context = Context::new(&cli.connections)?;
-    let outcome = match cli.command {
+    match cli.command {
         Command::Migrate(args) => migrate::run(&args, &context, out),
         Command::Topology(command) => topology::run(&command, &context, out),
         Command::User(command) => user::run(command, &context, out),
@@ -117,9 +124,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::DeadLetters(command) => dead_letters::run(command, &context, out),
         Command::Verify(args) => verify::run(&args, &context, out),
         Command::Bench(command) => bench::run(&command, &context, out),
-    }?;
-    out.flush().context("can't write the output")?;
-    Ok(outcome)
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! See the library.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() {
     fleetctl::main()
 }

@@ -71,9 +71,12 @@ fn complaint(mut command: Command, status: i32) -> String {
 fn await_line(child: &mut Child, text: &str) {
     let stderr = child.stderr.take().expect("the stream is piped");
     let (sender, lines) = mpsc::channel();
-    // Reads on to the end: the program mustn't block on a full pipe.
+    // Reads on to the end: the program mustn't block on a full pipe, and a test that fails shows what it said.
     thread::spawn(move || {
-        BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            eprintln!("{line}");
+            drop(sender.send(line));
+        }
     });
     eventually(text, || lines.try_iter().find(|line| line.contains(text)));
 }
@@ -301,10 +304,16 @@ fn followers_are_loaded_exactly_and_an_interrupted_load_goes_on_where_it_stopped
     let load = || fleetctl(&database, &["load", "followers", "--author", &author.to_string(), "--count", "40000"]);
     let followers = || database.count(&format!("SELECT count(*) AS n FROM subscription WHERE author_id = {author}"));
 
+    // Slow enough to be met half way on any machine.
+    database.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'",
+    );
+    database.execute("CREATE TRIGGER slow AFTER INSERT ON subscription EXECUTE FUNCTION dawdle()");
     let child = spawn(load());
     eventually("some followers are there", || (followers() > 0).then_some(()));
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
+    database.execute("DROP TRIGGER slow ON subscription");
     let summary = checked(&output, 130);
     let made = followers();
     assert_eq!(figure(&summary, "made"), made);
