@@ -92,3 +92,10 @@ impl Connector {
         }
     }
 }
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        self.link.set_connected(false);
+        self.link.set_blocked(false);
+    }
+}

@@ -108,7 +108,7 @@ impl Consumer {
             }
             // What has been collected already comes again, and couldn't be acknowledged.
             Err(error) => {
-                let error = live.post_mortem(error);
+                let error = live.post_mortem(error).passing();
                 self.lost(error)
             }
         }

@@ -14,7 +14,7 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The broker closed the connection, and said why.
+    /// The broker closed the connection or its channel, and said why.
     #[error("the broker closed the connection while {doing}: {code} {text}")]
     Closed {
         /// What was being done.
@@ -75,6 +75,11 @@ pub enum Error {
     },
 }
 
+/// The client's thread has ended, and hasn't said why yet.
+#[derive(Debug, thiserror::Error)]
+#[error("the client's thread has ended")]
+pub(crate) struct ThreadGone;
+
 impl Error {
     /// Whether it passes by itself: the broker is away, or short of something, or the connection was lost. Open a new
     /// one and go on. Anything else stays as it is until somebody changes the settings or the broker.
@@ -91,8 +96,18 @@ impl Error {
         match error {
             amiquip::Error::ServerClosedChannel { code, message, .. } => Self::Refused { doing, code, text: message },
             amiquip::Error::ServerClosedConnection { code, message } => Self::Closed { doing, code, text: message },
-            // Among them a panic of the client's thread, which a close that races a call can cause.
-            other => Self::lost(doing, other),
+            amiquip::Error::EventLoopDropped | amiquip::Error::EventLoopClientDropped => Self::lost(doing, ThreadGone),
+            // Among them a panic of the client's thread, which a close that races a call can cause. As text, because the
+            // client's errors repeat their causes.
+            other => Self::lost(doing, other.to_string()),
+        }
+    }
+
+    /// What closes a channel that has worked so far passes: a new one works again.
+    pub(crate) fn passing(self) -> Self {
+        match self {
+            Self::Refused { doing, code, text } => Self::Closed { doing, code, text },
+            other => other,
         }
     }
 

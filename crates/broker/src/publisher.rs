@@ -23,13 +23,13 @@ const PERSISTENT: u8 = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The broker confirmed all but these, or these were never sent because they can't be.
-    #[error("{} messages refused, the first one because {}", refused.len(), refused[0].1)]
+    #[error("messages refused: {}, the first of them because {}", refused.len(), refused[0].1)]
     Refused {
         /// Indexes into the published slice, ascending, and why. Never empty.
         refused: Vec<(usize, Reason)>,
     },
     /// The deadline passed first. Nothing is known about the messages that weren't confirmed: they may have arrived.
-    #[error("{} messages unconfirmed", unconfirmed.len())]
+    #[error("messages not confirmed: {}", unconfirmed.len())]
     Unavailable {
         /// Indexes into the published slice, ascending. All the others are confirmed.
         unconfirmed: Vec<usize>,

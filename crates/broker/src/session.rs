@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 use crate::{
     Error, Settings,
     address::Address,
+    error::ThreadGone,
     watchdog::Watchdog,
     wire::{Handshake, Wire},
 };
@@ -129,10 +130,8 @@ impl Session {
     pub(crate) fn post_mortem(mut self, error: Error) -> Error {
         self.abort();
         let Error::Lost { doing, source } = &error else { return error };
-        match (source.downcast_ref(), self.connection.take().map(Connection::close)) {
-            (Some(amiquip::Error::EventLoopDropped | amiquip::Error::EventLoopClientDropped), Some(Err(cause))) => {
-                Error::from_client(doing, cause)
-            }
+        match self.connection.take().map(Connection::close) {
+            Some(Err(cause)) if source.is::<ThreadGone>() => Error::from_client(doing, cause),
             _ => error,
         }
     }

@@ -286,6 +286,11 @@ fn more_messages_than_the_window_holds_arrive_once_and_in_order() {
     publisher.close(within(SOON));
 
     let mut consumer = Consumer::new(&settings, "test", vec!["ordered".into()], 100);
+    // The broker sends no more ahead than it was told to.
+    assert_eq!(consumer.next_batch(1000, Duration::from_millis(500), SOON).unwrap().deliveries.len(), 100);
+    consumer.close(within(SOON));
+
+    let mut consumer = Consumer::new(&settings, "test", vec!["ordered".into()], 100);
     let mut next = 0;
     while next < 1500 {
         let batch = consumer.next_batch(70, LINGER, SOON).unwrap();
@@ -559,6 +564,25 @@ fn connections_that_the_broker_closes_lose_nothing() {
 
     let mut consumer = Consumer::new(&settings, "test", vec!["closed".into()], 1000);
     consume_all(&mut consumer, confirmed);
+}
+
+#[test]
+fn a_delivery_that_is_held_for_longer_than_the_broker_allows_comes_again() {
+    let node = node();
+    let settings = node.settings();
+    declare(&settings, &queues(&["held"]));
+    Publisher::new(&settings, "test").publish_all(&numbered("held", 0..1), within(SOON)).unwrap();
+    node.eval("[application:set_env(rabbit, Key, 500) || Key <- [consumer_timeout, channel_tick_interval]]");
+    let mut consumer = Consumer::new(&settings, "test", vec!["held".into()], 10);
+    let held = take(&mut consumer, 1);
+    // The broker closes the channel, which is no reason to give up.
+    let again = take(&mut consumer, 1);
+    node.eval(
+        "[application:set_env(rabbit, consumer_timeout, 1800000), \
+         application:set_env(rabbit, channel_tick_interval, 60000)]",
+    );
+    assert!(again[0].redelivered);
+    assert_eq!(consumer.ack(held), Acked { sent: 0, stale: 1 });
 }
 
 #[test]
