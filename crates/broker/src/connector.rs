@@ -81,15 +81,17 @@ impl Connector {
         self.link.set_blocked(false);
     }
 
-    /// Notes whether the broker accepts messages.
-    pub(crate) fn blocked(&mut self, reason: Option<&str>) {
-        if self.link.is_blocked() != reason.is_some() {
+    /// Notes whether the broker accepts messages. True if that has changed.
+    pub(crate) fn blocked(&mut self, reason: Option<&str>) -> bool {
+        let changed = self.link.is_blocked() != reason.is_some();
+        if changed {
             match reason {
                 Some(reason) => emit(BrokerBlocked { reason }),
                 None => emit(BrokerUnblocked),
             }
             self.link.set_blocked(reason.is_some());
         }
+        changed
     }
 }
 

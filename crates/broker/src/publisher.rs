@@ -188,10 +188,11 @@ impl Live {
         progress.next = 0;
         loop {
             let blocked = self.session.blocked_for();
-            connector.blocked(blocked.as_deref());
-            if blocked.is_some() {
+            // No confirm is due from a broker that is blocked, or was until now.
+            if connector.blocked(blocked.as_deref()) || blocked.is_some() {
                 self.waiting_since = Instant::now();
-            } else {
+            }
+            if blocked.is_none() {
                 self.fill_window(progress, &connector.settings)?;
             }
 
