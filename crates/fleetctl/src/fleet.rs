@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     env, fs,
     fs::File,
     iter,
@@ -32,9 +32,23 @@ pub struct Name(pub &'static str, pub u32);
 
 struct Process {
     child: Child,
-    /// Where it answers health checks.
-    port: u16,
     settings: Vec<(String, String)>,
+}
+
+impl Process {
+    /// Where it answers health checks: the one port that it listens on. `None` if there's none yet.
+    fn port(&self) -> Option<u16> {
+        const LISTENING: &str = "0A";
+        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?.flatten();
+        let targets: HashSet<_> = files.filter_map(|file| fs::read_link(file.path()).ok()).collect();
+        let sockets = fs::read_to_string(format!("/proc/{}/net/tcp", self.child.id())).ok()?;
+        sockets.lines().skip(1).find_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+            let own = state == LISTENING && targets.contains(Path::new(&format!("socket:[{inode}]")));
+            own.then(|| u16::from_str_radix(local.rsplit(':').next()?, 16).ok()).flatten()
+        })
+    }
 }
 
 /// Processes that end with this value.
@@ -120,16 +134,16 @@ impl Fleet {
         ensure!(binary.exists(), "{} isn't there: build the workspace's binaries first", binary.display());
         let log =
             File::options().append(true).create(true).open(self.log_path(&name)).context("can't open a log file")?;
-        let port = if name.0 == "api-gateway" { self.gateway_port } else { free_port()? };
         let child = Command::new(binary)
             .envs(settings.iter().map(|(name, value)| (name, value)))
-            .env("MURMURATION__HEALTH__PORT", port.to_string())
+            // Whichever is free at that moment.
+            .env("MURMURATION__HEALTH__PORT", "0")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("can't share a log file")?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("can't start {}", name.0))?;
-        self.processes.insert(name, Process { child, port, settings });
+        self.processes.insert(name, Process { child, settings });
         Ok(())
     }
 
@@ -152,23 +166,14 @@ impl Fleet {
     /// When one isn't in time, or has ended.
     pub fn wait_ready(&mut self, limit: Duration) -> anyhow::Result<()> {
         let end = Instant::now() + limit;
-        for (name, process) in &mut self.processes {
-            let url = format!("http://127.0.0.1:{}/health/ready", process.port);
-            loop {
-                if self.agent.get(&url).call().is_ok_and(|answer| answer.status() == 200) {
-                    break;
-                }
-                if let Some(status) = process.child.try_wait().context("can't look after a process")? {
+        for name in self.names() {
+            while self.health(&name, "/health/ready")?.is_none_or(|(status, _)| status != 200) {
+                if let Some(status) = self.process(&name)?.child.try_wait().context("can't look after a process")? {
                     bail!("{} {} has ended: {status}; see its log in {}", name.0, name.1, self.logs.display());
                 }
+                let logs = self.logs.display();
                 let late = Instant::now() > end;
-                ensure!(
-                    !late,
-                    "{} {} isn't ready after {limit:?}; see its log in {}",
-                    name.0,
-                    name.1,
-                    self.logs.display()
-                );
+                ensure!(!late, "{} {} isn't ready after {limit:?}; see its log in {logs}", name.0, name.1);
                 thread::sleep(Duration::from_millis(20));
             }
         }
@@ -180,8 +185,8 @@ impl Fleet {
     /// # Errors
     /// When there's no such process.
     pub fn health(&mut self, name: &Name, path: &str) -> anyhow::Result<Option<(u16, String)>> {
-        let url = format!("http://127.0.0.1:{}{path}", self.process(name)?.port);
-        let answer = self.agent.get(&url).call().ok();
+        let Some(port) = self.process(name)?.port() else { return Ok(None) };
+        let answer = self.agent.get(format!("http://127.0.0.1:{port}{path}")).call().ok();
         Ok(answer.and_then(|mut answer| Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))))
     }
 
