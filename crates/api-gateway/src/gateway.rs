@@ -1,7 +1,8 @@
 //! What handlers work with: the settings, and the database and password hashing off the threads that read and write HTTP.
 
-use crate::{error::Error, password::Password, settings::HttpSettings};
+use crate::{error::Error, settings::HttpSettings};
 use actix_web::{HttpRequest, rt::time::timeout, web};
+use domain::password::Password;
 use futures_util::lock::Mutex as AsyncMutex;
 use std::{
     error::Error as StdError,

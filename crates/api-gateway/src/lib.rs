@@ -9,7 +9,6 @@ mod fields;
 mod gateway;
 mod health;
 mod imports;
-mod password;
 mod routes;
 mod settings;
 mod subscriptions;

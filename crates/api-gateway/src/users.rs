@@ -5,13 +5,13 @@ use crate::{
     error::Error,
     fields::{self, Fields, LIST_MAX, Value, text},
     gateway::Gateway,
-    password::{self, Password},
     tweets::Tweet,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use domain::{
     UserId,
+    password::{self, Password},
     values::{Contact, EMAIL_MAX, Invalid, LOGIN_MAX, Login, PHONE_MAX},
     wire_time,
 };

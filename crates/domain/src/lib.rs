@@ -4,6 +4,7 @@ pub mod delivery;
 pub mod envelope;
 pub mod ids;
 pub mod message;
+pub mod password;
 pub mod topology;
 pub mod values;
 pub mod wire_time;

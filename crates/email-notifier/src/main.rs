@@ -1,9 +1,7 @@
 //! The service's process; see the library.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    worker::main(
+fn main() {
+    settings::main(
         "email-notifier",
         "Records notifications by e-mail: queue send_notification.email.",
         email_notifier::run,

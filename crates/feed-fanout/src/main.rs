@@ -1,9 +1,7 @@
 //! The service's process; see the library.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    worker::main(
+fn main() {
+    settings::main(
         "feed-fanout",
         "Cuts an author's followers into chunks for each new tweet: queue publish_tweet.",
         feed_fanout::run,

@@ -1,9 +1,7 @@
 //! The service's process; see the library.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    worker::main(
+fn main() {
+    settings::main(
         "feed-updater",
         "Writes tweets into feeds and asks for notifications: queues update_feed.00 and following.",
         feed_updater::run,

@@ -1,8 +1,10 @@
 use crate::{Outcome, context::Context};
 use anyhow::{Context as _, ensure};
-use argon2::{Argon2, PasswordHasher as _};
 use console::Term;
-use domain::values::{Contact, Email, Login, Phone};
+use domain::{
+    password::Password,
+    values::{Contact, Email, Login, Phone},
+};
 use std::io::{self, Write};
 use storage::users::{self, NewUser};
 
@@ -47,7 +49,7 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
     };
     let database = context.database()?;
     let password_hash = match create.password {
-        true => Some(hash(&read_password()?)?),
+        true => Some(read_password()?.hash().context("can't hash the password")?),
         false => None,
     };
     let new = NewUser {
@@ -63,7 +65,7 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
     Ok(Outcome::Done)
 }
 
-fn read_password() -> anyhow::Result<String> {
+fn read_password() -> anyhow::Result<Password> {
     let term = Term::stderr();
     let password = if io::IsTerminal::is_terminal(&io::stdin()) && term.is_term() {
         let ask = |prompt: &str| {
@@ -79,13 +81,5 @@ fn read_password() -> anyhow::Result<String> {
         io::stdin().read_line(&mut line).context("can't read the password")?;
         line.trim_end_matches(['\r', '\n']).to_owned()
     };
-    // As the gateway has it.
-    ensure!((8..=128).contains(&password.chars().count()), "the password must be 8 to 128 characters long");
-    Ok(password)
-}
-
-/// The argon2id hash in PHC form, by the crate's recommended parameters (19 MiB, 2 passes) as the gateway's.
-fn hash(password: &str) -> anyhow::Result<String> {
-    let hash = Argon2::default().hash_password(password.as_bytes());
-    Ok(hash.map_err(|error| anyhow::anyhow!("can't hash the password: {error}"))?.to_string())
+    Password::parse(&password).map_err(|invalid| anyhow::anyhow!("the password {invalid}"))
 }

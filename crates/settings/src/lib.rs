@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod cli;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use config::{Config, ConfigError, ValueKind};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+pub use cli::main;
 pub use secret::Secret;
 
 const DEFAULTS: &str = include_str!("../../../config/default.toml");

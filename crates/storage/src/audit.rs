@@ -2,7 +2,7 @@
 //!
 //! Meaningful when the fleet is at rest: while messages are under way, what they will bring is missing.
 
-use crate::Result;
+use crate::{Count, Result};
 use diesel::{
     PgConnection, RunQueryDsl, sql_query,
     sql_types::{BigInt, Text},
@@ -21,8 +21,6 @@ pub struct Finding {
 
 #[derive(diesel::QueryableByName)]
 struct Row {
-    #[diesel(sql_type = BigInt)]
-    total: i64,
     #[diesel(sql_type = Text)]
     example: String,
 }
@@ -111,12 +109,14 @@ pub fn run(conn: &mut PgConnection, mut progress: impl FnMut(&'static str)) -> R
     let mut findings = Vec::new();
     for (check, query) in CHECKS {
         progress(check);
-        let rows: Vec<Row> = sql_query(format!("SELECT count(*) OVER () AS total, example FROM ({query}) q LIMIT $1"))
-            .bind::<BigInt, _>(EXAMPLES)
-            .load(conn)?;
+        let count = sql_query(format!("SELECT count(*) AS n FROM ({query}) q")).get_result::<Count>(conn)?.n;
+        let rows: Vec<Row> = match count {
+            0 => Vec::new(),
+            _ => sql_query(format!("{query} LIMIT $1")).bind::<BigInt, _>(EXAMPLES).load(conn)?,
+        };
         findings.push(Finding {
             check,
-            count: rows.first().map_or(0, |row| u64::try_from(row.total).unwrap_or(0)),
+            count: u64::try_from(count).unwrap_or(0),
             examples: rows.into_iter().map(|row| row.example).collect(),
         });
     }

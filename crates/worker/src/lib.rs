@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod backoff;
-mod cli;
 mod consume;
 mod death;
 mod decode;
@@ -16,7 +15,6 @@ mod stop;
 mod worker;
 
 pub use backoff::Backoff;
-pub use cli::main;
 pub use death::Death;
 pub use decode::{json, kind};
 pub use handler::{BatchHandler, Item, Outgoing, Received, Step};

@@ -1,29 +1,35 @@
 //! Passwords.
 
+use crate::values::Invalid;
 use argon2::{
     Argon2,
     password_hash::{self, PasswordHasher as _},
 };
-use domain::values::Invalid;
 
 /// Shortest password, in characters.
-pub(crate) const MIN: usize = 8;
+pub const MIN: usize = 8;
 /// Longest password, in characters.
-pub(crate) const MAX: usize = 128;
+pub const MAX: usize = 128;
 
 /// A password as it was chosen: every character counts, blanks too. Never shown.
-pub(crate) struct Password(String);
+pub struct Password(String);
 
 impl Password {
-    pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
+    /// # Errors
+    /// When it's too short or too long.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
         match text.chars().count() {
             MIN..=MAX => Ok(Self(text.into())),
             _ => Err(Invalid(format!("must be {MIN} to {MAX} characters long"))),
         }
     }
 
-    /// The argon2id hash in PHC form, with the crate's defaults: OWASP's first choice, 19 MiB and 2 passes.
-    pub(crate) fn hash(&self) -> password_hash::Result<String> {
+    /// The argon2id hash in PHC form, with the crate's defaults: OWASP's first choice, 19 MiB and 2 passes. Slow
+    /// by design: some 20 ms of a core.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn hash(&self) -> password_hash::Result<String> {
         Ok(Argon2::default().hash_password(self.0.as_bytes())?.to_string())
     }
 }
