@@ -13,7 +13,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, attempts::Ledger, feeds, users};
+use storage::{Database, attempts::Ledger, feeds, garbage, users};
 use telemetry::SweepDone;
 use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Step, Stop, Worker};
 
@@ -75,7 +75,7 @@ fn sweep(database: &Database, interval: Duration, stop: &Stop) {
         let start = Instant::now();
         let mut removed = 0;
         let ended = loop {
-            match database.transaction(feeds::sweep_one) {
+            match database.transaction(garbage::sweep_one) {
                 Ok(Some(rows)) => removed += rows as u64,
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),

@@ -8,6 +8,7 @@ pub mod baseline;
 pub mod dead_letters;
 mod error;
 pub mod feeds;
+pub mod garbage;
 pub mod imports;
 mod locks;
 pub mod migrations;

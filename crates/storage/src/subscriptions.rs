@@ -1,7 +1,7 @@
 //! Tables `subscription` and `former_subscription`: who follows whom, and since which tweet.
 
 use crate::{
-    Error, Result, feeds, locks,
+    Error, Result, garbage, locks,
     schema::{subscription, user},
     users,
 };
@@ -82,8 +82,8 @@ pub fn remove(conn: &mut PgConnection, author: UserId, follower: UserId) -> Resu
     if ended == 0 {
         return Err(Error::NotFound("subscription"));
     }
-    feeds::remove_author(conn, author, follower)?;
-    feeds::sweep_author_later(conn, author, follower)
+    garbage::remove_author(conn, author, follower)?;
+    garbage::author_left(conn, author, follower)
 }
 
 #[derive(QueryableByName)]

@@ -1,7 +1,7 @@
 //! Table `tweet`.
 
 use crate::{
-    Error, Result, feeds, locks,
+    Error, Result, garbage, locks,
     schema::{tweet, user},
     users,
 };
@@ -89,7 +89,7 @@ pub fn delete(conn: &mut PgConnection, id: TweetId) -> Result<()> {
         .get_result::<i64>(conn)
         .optional()?
         .ok_or(Error::NotFound("tweet"))?;
-    feeds::sweep_tweet_later(conn, UserId(author), id)
+    garbage::tweet_deleted(conn, UserId(author), id)
 }
 
 /// Whether each of these tweets has ever been posted; deleted ones count.

@@ -7,7 +7,7 @@ use domain::{
 };
 use std::thread;
 use storage::{
-    Error, PgConnection, audit, feeds, imports, migrations, notifications, subscriptions, tweets,
+    Error, PgConnection, audit, feeds, garbage, imports, migrations, notifications, subscriptions, tweets,
     users::{self, NewUser},
 };
 use test_support::TestDatabase;
@@ -102,10 +102,10 @@ fn leaving_deleting_and_the_sweep_take_tweets_out_of_feeds() {
     // A chunk that was under way writes its row after the end of the subscription: unseen, and swept.
     db.execute(&format!("INSERT INTO feed_entry VALUES ({reader}, {left})"));
     assert_eq!(feed(&mut conn, reader), [kept]);
-    assert_eq!(db.database().transaction(feeds::sweep_one).unwrap(), None, "nothing is due yet");
+    assert_eq!(db.database().transaction(garbage::sweep_one).unwrap(), None, "nothing is due yet");
     db.execute("UPDATE feed_garbage SET due_at = now()");
     let mut removed = 0;
-    while let Some(rows) = db.database().transaction(feeds::sweep_one).unwrap() {
+    while let Some(rows) = db.database().transaction(garbage::sweep_one).unwrap() {
         removed += rows;
     }
     assert_eq!(removed, 2);
