@@ -51,7 +51,7 @@ impl Process {
     }
 }
 
-/// Processes that end with this value.
+/// Processes that end with this value, and at the latest with the thread that started them, however that ends.
 pub struct Fleet {
     binaries: PathBuf,
     logs: PathBuf,
@@ -134,7 +134,9 @@ impl Fleet {
         ensure!(binary.exists(), "{} isn't there: build the workspace's binaries first", binary.display());
         let log =
             File::options().append(true).create(true).open(self.log_path(&name)).context("can't open a log file")?;
-        let child = Command::new(binary)
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(binary)
             .envs(settings.iter().map(|(name, value)| (name, value)))
             // Whichever is free at that moment.
             .env("MURMURATION__HEALTH__PORT", "0")
