@@ -54,7 +54,7 @@ test: ## Run every test, against the real servers
 	set -e; run() { echo "$$*"; "$$@"; }; \
 	deploy/local/servers up; \
 	$(with_env) run cargo build --workspace --bins --locked; \
-	run cargo test --workspace --locked
+	run cargo test --workspace --locked --no-fail-fast
 
 .PHONY: lint
 lint: ## Check formatting, lints, dependency directions, the schema and the scripts

@@ -103,8 +103,9 @@ impl Stage {
     /// The operator's tool on this stage's servers; it has to succeed.
     pub(crate) fn fleetctl(&self, arguments: &[&str]) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_fleetctl"))
-            .env("MURMURATION__DATABASE__URL", self.database.url())
-            .env("MURMURATION__BROKER__URL", self.broker.url.expose())
+            // These go before whatever else the environment says.
+            .env("DATABASE_URL", self.database.url())
+            .env("AMQP_URL", self.broker.url.expose())
             .args(arguments)
             .output()
             .expect("the operator's tool runs");
