@@ -27,7 +27,7 @@ use std::{
 use storage::{baseline, tweets};
 use url::Url;
 
-/// Users have ids from here on, in order: the author at hand follows from the number.
+/// Readers have ids from here on: first the followers of the timed author, then those of the authors of all sizes.
 const FIRST_READER: i64 = 1000;
 /// Followers in a chunk, all of whose rows are committed at once: `feed_fanout.chunk` as it stands in the defaults.
 const CHUNK: i64 = 1000;
@@ -36,12 +36,14 @@ const TEXT: &str = "A tweet as long as most of them are: some eighty characters,
 /// Authors, whose ids precede the readers'.
 const TIMED: UserId = UserId(1);
 const EARLIER: UserId = UserId(2);
+const EARLIER_OF_SIZES: UserId = UserId(3);
 const SIZES: [(UserId, i64); 3] = [(UserId(11), 1000), (UserId(12), 10_000), (UserId(13), 100_000)];
 const LARGEST: UserId = UserId(14);
 const SINGLES: UserId = UserId(15);
 const HOME: UserId = UserId(16);
 const CROWD: std::ops::Range<i64> = 100..300;
 const CROWD_FOLLOWERS: i64 = 100;
+const SINGLE_FOLLOWERS: i64 = 3000;
 
 /// Measures, prints the table, and writes it with the JSON.
 pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
@@ -90,36 +92,45 @@ pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyh
     Ok(Outcome::Done)
 }
 
+/// The authors whose cost is compared, with their numbers of followers.
+fn sizes_up_to(largest: i64) -> impl Iterator<Item = (UserId, i64)> {
+    SIZES.into_iter().chain([(LARGEST, largest)]).filter(move |(_, count)| *count <= largest)
+}
+
 /// Users, who follows whom, and feeds with a past.
 fn fill(args: &Fanout, stage: &Stage) -> anyhow::Result<()> {
     let mut conn = stage.connection()?;
-    let readers = i64::from(args.followers.max(args.largest));
+    let (followers, largest) = (i64::from(args.followers), i64::from(args.largest));
     baseline::seed_users(&mut conn, "author", 1, CROWD.end)?;
-    for first in (0..readers).step_by(100_000) {
-        baseline::seed_users(&mut conn, "reader", FIRST_READER + first, (readers - first).min(100_000))?;
+    for first in (0..followers + largest).step_by(100_000) {
+        baseline::seed_users(&mut conn, "reader", FIRST_READER + first, (followers + largest - first).min(100_000))?;
     }
-    let followers = i64::from(args.followers);
-    let follow = |conn: &mut _, author, count| baseline::seed_followers(conn, author, FIRST_READER, count);
-    follow(&mut conn, TIMED, followers)?;
-    follow(&mut conn, EARLIER, followers)?;
-    for (author, count) in SIZES {
-        follow(&mut conn, author, count.min(readers))?;
-    }
-    follow(&mut conn, LARGEST, i64::from(args.largest))?;
-    follow(&mut conn, SINGLES, 5000.min(readers))?;
-    follow(&mut conn, HOME, 1)?;
+    baseline::seed_followers(&mut conn, TIMED, FIRST_READER, followers)?;
+    baseline::seed_followers(&mut conn, SINGLES, FIRST_READER, SINGLE_FOLLOWERS)?;
+    baseline::seed_followers(&mut conn, HOME, FIRST_READER, 1)?;
     for author in CROWD {
-        let first = FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % (readers - CROWD_FOLLOWERS).max(1);
-        baseline::seed_followers(&mut conn, UserId(author), first, CROWD_FOLLOWERS)?;
+        baseline::seed_followers(&mut conn, UserId(author), first_of_crowd(args, author), CROWD_FOLLOWERS)?;
     }
-    // In slices, for memory's sake; the entries of one reader still lie together.
+    let sized = FIRST_READER + followers;
+    for (author, count) in sizes_up_to(largest) {
+        baseline::seed_followers(&mut conn, author, sized, count)?;
+    }
     let entries = i64::from(args.entries);
-    if entries > 0 {
-        baseline::seed_feeds(&mut conn, EARLIER, entries, FIRST_READER, followers)?;
+    for (author, first, count, entries) in
+        [(EARLIER, FIRST_READER, followers, entries), (EARLIER_OF_SIZES, sized, largest, i64::from(args.size_entries))]
+    {
+        baseline::seed_followers(&mut conn, author, first, count)?;
+        baseline::seed_feeds(&mut conn, author, entries, first, count)?;
     }
     baseline::seed_feeds(&mut conn, HOME, 800 - entries.min(799), FIRST_READER, 1)?;
     baseline::settle(&mut conn)?;
     Ok(())
+}
+
+/// The first of the followers of one of the authors who post at once. They lie among those of the timed author.
+fn first_of_crowd(args: &Fanout, author: i64) -> i64 {
+    let room = (i64::from(args.followers) - CROWD_FOLLOWERS).max(1);
+    FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % room
 }
 
 /// The readers by whose rows the arrival of every chunk is told: the last one of each, and for each channel the last
@@ -132,10 +143,10 @@ struct Arrival {
 }
 
 impl Arrival {
-    fn of(tweet: TweetId, followers: i64) -> Self {
+    fn of(tweet: TweetId, first_follower: i64, followers: i64) -> Self {
         let mut arrival = Self { tweet, feeds: Vec::new(), email: Vec::new(), phone: Vec::new() };
         for first in (0..followers).step_by(usize::try_from(CHUNK).unwrap_or(1)) {
-            let last = FIRST_READER + (first + CHUNK).min(followers) - 1;
+            let last = first_follower + (first + CHUNK).min(followers) - 1;
             arrival.feeds.push(last);
             // Users with even ids have an e-mail address.
             let (even, odd) = if last % 2 == 0 { (last, last - 1) } else { (last - 1, last) };
@@ -175,12 +186,18 @@ fn post(agent: &ureq::Agent, gateway: &str, author: UserId) -> anyhow::Result<(T
 }
 
 /// From the answer until the last row of the tweet is committed.
-fn time_tweet(stage: &Stage, agent: &ureq::Agent, author: UserId, followers: i64) -> anyhow::Result<Duration> {
+fn time_tweet(
+    stage: &Stage,
+    agent: &ureq::Agent,
+    author: UserId,
+    first_follower: i64,
+    followers: i64,
+) -> anyhow::Result<Duration> {
     const LIMIT: Duration = Duration::from_secs(300);
     let mut conn = stage.connection()?;
     baseline::checkpoint(&mut conn)?;
     let (tweet, start) = post(agent, &stage.fleet.gateway_url(), author)?;
-    let mut arrival = Arrival::of(tweet, followers);
+    let mut arrival = Arrival::of(tweet, first_follower, followers);
     while !arrival.is_complete(&mut conn)? {
         ensure!(start.elapsed() < LIMIT, "a tweet to {followers} followers hasn't arrived after {LIMIT:?}");
         thread::sleep(Duration::from_millis(4));
@@ -222,7 +239,7 @@ fn many(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Resu
     let (mut fleet, mut plain, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     // The first of each warms caches and plans.
     for run in 0..=args.runs {
-        let way = f64::from(args.followers) / time_tweet(stage, &agent, TIMED, followers)?.as_secs_f64();
+        let way = f64::from(args.followers) / time_tweet(stage, &agent, TIMED, FIRST_READER, followers)?.as_secs_f64();
         let statements = f64::from(args.followers) / time_plain(stage, TIMED, followers)?.as_secs_f64();
         if run > 0 {
             fleet.push(way);
@@ -251,14 +268,14 @@ fn many(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Resu
 fn sizes(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     let agent = agent();
     let mut costs = Vec::new();
-    let largest = i64::from(args.largest);
-    for (author, followers) in SIZES.into_iter().chain([(LARGEST, largest)]).filter(|(_, count)| *count <= largest) {
+    let first = FIRST_READER + i64::from(args.followers);
+    for (author, followers) in sizes_up_to(args.largest.into()) {
         let runs: Vec<f64> = (0..args.runs.min(3))
-            .map(|_| Ok(time_tweet(stage, &agent, author, followers)?.as_secs_f64() * 1e6 / followers as f64))
+            .map(|_| Ok(time_tweet(stage, &agent, author, first, followers)?.as_secs_f64() * 1e6 / followers as f64))
             .collect::<anyhow::Result<_>>()?;
         costs.push((followers, median(&runs)));
         figures.push(Figure {
-            what: format!("{followers} followers: time ÷ followers"),
+            what: format!("{followers} followers with {} entries each: time ÷ followers", args.size_entries),
             value: median(&runs),
             unit: "µs",
             asked: None,
@@ -281,9 +298,6 @@ fn sizes(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Res
 
 fn crowd(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     const POSTERS: usize = 8;
-    let readers = i64::from(args.followers.max(args.largest));
-    let first =
-        |author: i64| FIRST_READER + (author - CROWD.start) * CROWD_FOLLOWERS % (readers - CROWD_FOLLOWERS).max(1);
     let authors = Mutex::new(CROWD);
     let waiting = Mutex::new(Vec::new());
     let mut latencies = Histogram::<u64>::new(3).context("a histogram")?;
@@ -297,7 +311,7 @@ fn crowd(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Res
                     loop {
                         let Some(author) = authors.lock().expect("no poster panics").next() else { return Ok(()) };
                         let (tweet, moment) = post(&agent, &gateway, UserId(author))?;
-                        waiting.lock().expect("no poster panics").push((tweet, first(author), moment));
+                        waiting.lock().expect("no poster panics").push((tweet, first_of_crowd(args, author), moment));
                     }
                 })
             })
@@ -396,11 +410,10 @@ fn reading(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::R
 /// Queries/s of pgbench with 32 sessions that read the same page.
 fn pgbench(args: &Fanout, stage: &Stage) -> anyhow::Result<f64> {
     let script = args.out.join("feed_page.sql");
-    let query = baseline::feed_page_sql()
-        .replace("$1", &FIRST_READER.to_string())
-        .replace("$2", &i64::MAX.to_string())
-        .replace("$3", "20");
-    fs::write(&script, query + ";\n").with_context(|| format!("can't write {}", script.display()))?;
+    // As parameters, like the gateway's: constants would be planned otherwise.
+    let query = baseline::feed_page_sql().replace("$1", ":reader").replace("$2", ":before").replace("$3", ":count");
+    let variables = format!("\\set reader {FIRST_READER}\n\\set before {}\n\\set count 20\n", i64::MAX);
+    fs::write(&script, variables + &query + ";\n").with_context(|| format!("can't write {}", script.display()))?;
     let url = Url::parse(stage.url.expose()).context("the database's URL can't be read")?;
     let password = percent_decode_str(url.password().unwrap_or_default()).decode_utf8_lossy();
     let output = Command::new(pgbench_binary())
@@ -437,7 +450,6 @@ fn pgbench_binary() -> PathBuf {
 
 /// Followers/s of the fleet when it's fed as other programs feed it, and takes no batches.
 fn singles(stage: &mut Stage) -> anyhow::Result<f64> {
-    const FOLLOWERS: i64 = 3000;
     let one: Vec<(String, &str)> = ["FEED_UPDATER", "EMAIL_NOTIFIER", "SMS_NOTIFIER"]
         .into_iter()
         .flat_map(|service| {
@@ -449,7 +461,7 @@ fn singles(stage: &mut Stage) -> anyhow::Result<f64> {
     stage.start(&one)?;
     let text = TweetText::parse(TEXT)?;
     let tweet: Tweet = stage.database.transaction(|conn| tweets::post(conn, SINGLES, &text))?;
-    let envelopes: Vec<_> = (FIRST_READER..FIRST_READER + FOLLOWERS)
+    let envelopes: Vec<_> = (FIRST_READER..FIRST_READER + SINGLE_FOLLOWERS)
         .map(|reader| UpdateFeed { tweet: tweet.clone(), follower_id: UserId(reader) }.envelope())
         .collect();
     let mut publisher = broker::Publisher::new(&stage.broker, "fleetctl");
@@ -457,7 +469,7 @@ fn singles(stage: &mut Stage) -> anyhow::Result<f64> {
     let limit = start + Duration::from_secs(300);
     publisher.publish_all(&envelopes, limit).context("the broker didn't take the messages")?;
     let mut conn = stage.connection()?;
-    let readers: Vec<i64> = (FIRST_READER..FIRST_READER + FOLLOWERS).collect();
+    let readers: Vec<i64> = (FIRST_READER..FIRST_READER + SINGLE_FOLLOWERS).collect();
     let (mut email, mut phone): (Vec<i64>, Vec<i64>) = readers.iter().partition(|reader| *reader % 2 == 0);
     while !email.is_empty() || !phone.is_empty() {
         ensure!(Instant::now() < limit, "single messages haven't arrived");
@@ -465,7 +477,7 @@ fn singles(stage: &mut Stage) -> anyhow::Result<f64> {
         phone = baseline::users_without(&mut conn, Channel::Phone, tweet.id, &phone)?;
         thread::sleep(Duration::from_millis(50));
     }
-    let rate = FOLLOWERS as f64 / start.elapsed().as_secs_f64();
+    let rate = SINGLE_FOLLOWERS as f64 / start.elapsed().as_secs_f64();
     stage.stop()?;
     Ok(rate)
 }

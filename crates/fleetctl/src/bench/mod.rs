@@ -30,7 +30,7 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Fanout {
     /// Followers of the author whose tweets are timed
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1000..=1_000_000))]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10_000..=1_000_000))]
     followers: u32,
     /// Entries that each of their feeds holds beforehand
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
@@ -38,6 +38,9 @@ pub(crate) struct Fanout {
     /// Followers of the largest author of the comparison of sizes
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
     largest: u32,
+    /// Entries that each of their followers' feeds hold beforehand
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    size_entries: u32,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
