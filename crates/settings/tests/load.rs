@@ -94,7 +94,7 @@ impl Fixture {
 fn the_defaults_are_enough_for_sections_without_required_keys() {
     let service = Fixture::new().service();
     assert_eq!(service.outbox_relay.batch, 1000);
-    assert_eq!((service.outbox_relay.idle_min_ms, service.outbox_relay.idle_max_ms), (2, 20));
+    assert_eq!((service.outbox_relay.idle_min_ms, service.outbox_relay.idle_max_ms), (2, 10));
     assert_eq!((service.health.address.as_str(), service.health.port), ("127.0.0.1", 0));
     assert_eq!(service.worker.retry_delays_ms, [1_000, 10_000, 60_000, 600_000]);
 }
@@ -105,7 +105,7 @@ fn a_file_goes_before_the_defaults_and_a_variable_before_the_file() {
         .file("local.toml", "[outbox_relay]\nbatch = 7\nidle_min_ms = 8\n[feed_updater]\nbatch = 1\n")
         .variable("MURMURATION__OUTBOX_RELAY__BATCH", "9");
     let relay = fixture.service().outbox_relay;
-    assert_eq!((relay.batch, relay.idle_min_ms, relay.idle_max_ms), (9, 8, 20));
+    assert_eq!((relay.batch, relay.idle_min_ms, relay.idle_max_ms), (9, 8, 10));
 }
 
 #[test]
