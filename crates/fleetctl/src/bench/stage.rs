@@ -1,7 +1,10 @@
 //! A database, a vhost and a fleet of processes for one benchmark.
 
 use super::Fanout;
-use crate::{context::Context, fleet::Fleet};
+use crate::{
+    context::Context,
+    fleet::{Fleet, SERVICES},
+};
 use anyhow::Context as _;
 use management::Management;
 use settings::Secret;
@@ -59,12 +62,12 @@ impl Stage {
         Ok(self.database.connection()?)
     }
 
-    /// Starts the services of a tweet's way, with these settings for the workers.
+    /// Starts one process of each service, with these settings for the workers.
     pub(super) fn start(&mut self, workers: &[(&str, &str)]) -> anyhow::Result<()> {
         for service in ["api-gateway", "outbox-relay"] {
             self.fleet.start(service, &[])?;
         }
-        for service in ["feed-fanout", "feed-updater", "email-notifier", "sms-notifier"] {
+        for service in SERVICES.into_iter().filter(|service| !["api-gateway", "outbox-relay"].contains(service)) {
             self.fleet.start(service, workers)?;
         }
         self.fleet.wait_ready(Duration::from_secs(60))
