@@ -5,6 +5,7 @@ pub mod envelope;
 pub mod ids;
 pub mod message;
 pub mod password;
+pub mod stream;
 pub mod topology;
 pub mod values;
 pub mod wire_time;

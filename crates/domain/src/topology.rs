@@ -1,6 +1,7 @@
 //! The broker's exchanges, queues and bindings, as data. Whoever starts first declares them; declaring again changes
 //! nothing.
 
+use crate::stream::{shard_queue, shard_routing_key};
 use std::{fmt::Write as _, time::Duration};
 
 /// Names of exchanges.
@@ -13,6 +14,8 @@ pub mod exchange {
     pub const UPDATE_FEED: &str = "update_feed";
     /// Notifications, by channel.
     pub const SEND_NOTIFICATION: &str = "send_notification";
+    /// Account events, by shard.
+    pub const ACCOUNT_EVENT: &str = crate::stream::ACCOUNT_EVENT;
     /// Messages that were set aside.
     pub const DEAD_LETTER: &str = "dead_letter";
 }
@@ -152,6 +155,27 @@ impl Topology {
             topology.bind(exchange::SEND_NOTIFICATION, queue, key);
         }
         topology
+    }
+
+    /// The exchange of a sequenced stream, and the queues of its first shards. How many there are is in the database.
+    pub fn stream(stream: &str, queues: i32) -> Self {
+        let mut topology = Self::default();
+        topology.exchange(stream, ExchangeKind::Direct);
+        for shard in 0..queues {
+            let queue = shard_queue(stream, shard);
+            topology.queue(&queue, Expiry::DeadLetter);
+            topology.bind(stream, &queue, &shard_routing_key(shard));
+        }
+        topology
+    }
+
+    /// Both of them.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.exchanges.extend(other.exchanges);
+        self.queues.extend(other.queues);
+        self.bindings.extend(other.bindings);
+        self
     }
 
     fn exchange(&mut self, name: &str, kind: ExchangeKind) {

@@ -4,6 +4,7 @@ use chrono::DateTime;
 use domain::{
     ImportId, TweetId, UserId,
     message::*,
+    stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload},
     topology::Topology,
     values::{Channel, Login, TweetText},
 };
@@ -45,6 +46,16 @@ fn wire_messages_keep_their_shapes() {
     golden("update_feed.json", &UpdateFeed { tweet: tweet(), follower_id: UserId(4) });
     golden("update_feed.chunk.json", &UpdateFeedChunk { tweet: tweet(), followers: range() });
     golden("send_notification.json", &SendNotification { user_id: UserId(4), text: "hello".into() });
+    let event = AccountEvent {
+        account_id: AccountId::parse("17").unwrap(),
+        seq: 3,
+        payload: Payload::parse(r#"{"amount":-12.50}"#).unwrap(),
+        generated_at: DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap(),
+    };
+    golden("account_event.json", &event);
+    let envelope = event.envelope(ACCOUNT_EVENT, 5);
+    assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("account_event", "s005"));
+    assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("account_event"), "account_event/17/3"));
     for channel in Channel::ALL {
         golden(
             &format!("send_notification.chunk.{}.json", channel.as_str()),
@@ -69,7 +80,7 @@ fn the_documented_topology_is_the_declared_one() {
         "# Topology\n\nWritten by a test of the crate `domain` from the data that the services declare \
          (`UPDATE_GOLDEN=1 cargo test -p domain`).\nEvery queue is a durable quorum queue that refuses what it can't \
          hold (`reject-publish`) instead of dropping it.\n\n{}",
-        Topology::fleet(&delays).to_markdown()
+        Topology::fleet(&delays).and(Topology::stream(ACCOUNT_EVENT, 16)).to_markdown()
     );
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &text).unwrap();

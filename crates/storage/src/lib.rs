@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod account_effects;
 pub mod admin;
 pub mod attempts;
 pub mod audit;
@@ -10,6 +11,7 @@ mod error;
 pub mod feeds;
 pub mod garbage;
 pub mod imports;
+pub mod leases;
 mod locks;
 pub mod migrations;
 pub mod notifications;
@@ -17,6 +19,7 @@ pub mod outbox;
 mod pool;
 mod schema;
 mod socket;
+pub mod streams;
 pub mod subscriptions;
 pub mod tweets;
 pub mod users;

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use diesel::{PgConnection, RunQueryDsl, sql_query, sql_types::BigInt};
-use domain::UserId;
+use domain::{UserId, stream::key_hash};
 
 /// Held by the session that changes the schema.
 pub(crate) const MIGRATIONS: i64 = -1;
@@ -18,5 +18,23 @@ pub(crate) fn author_for_posting(conn: &mut PgConnection, author: UserId) -> Res
 /// Held to the end of the transaction by whoever changes who follows `author`: side by side with others of its kind.
 pub(crate) fn author_for_following(conn: &mut PgConnection, author: UserId) -> Result<()> {
     sql_query("SELECT pg_advisory_xact_lock_shared($1)").bind::<BigInt, _>(author.0).execute(conn)?;
+    Ok(())
+}
+
+/// A stream's, below all others.
+fn stream(name: &str) -> i64 {
+    -(1 << 32) - i64::from(key_hash(name))
+}
+
+/// Held to the end of the transaction by whoever appends to a stream: side by side with others of its kind.
+pub(crate) fn stream_for_appending(conn: &mut PgConnection, name: &str) -> Result<()> {
+    sql_query("SELECT pg_advisory_xact_lock_shared($1)").bind::<BigInt, _>(stream(name)).execute(conn)?;
+    Ok(())
+}
+
+/// Held to the end of the transaction by whoever changes how a stream is divided: alone, so that whoever appends
+/// afterwards sees the change.
+pub(crate) fn stream_for_dividing(conn: &mut PgConnection, name: &str) -> Result<()> {
+    sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(stream(name)).execute(conn)?;
     Ok(())
 }

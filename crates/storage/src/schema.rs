@@ -1,6 +1,17 @@
 // @generated automatically by Diesel CLI.
 
 diesel::table! {
+    account_effect (id) {
+        id -> Int8,
+        account_id -> Text,
+        seq -> Int8,
+        worker -> Text,
+        work_ms -> Int4,
+        applied_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     attempt (queue, message_id) {
         queue -> Text,
         message_id -> Text,
@@ -98,6 +109,22 @@ diesel::table! {
 }
 
 diesel::table! {
+    lease (resource) {
+        resource -> Text,
+        holder -> Nullable<Text>,
+        expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    member (service, holder) {
+        service -> Text,
+        holder -> Text,
+        seen_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     outbox (id) {
         id -> Int8,
         exchange -> Text,
@@ -122,6 +149,65 @@ diesel::table! {
         attempts -> Int2,
         next_attempt_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    stream (stream_) {
+        #[sql_name = "stream"]
+        stream_ -> Text,
+        shards -> Int4,
+        queues -> Int4,
+    }
+}
+
+diesel::table! {
+    stream_change (id) {
+        id -> Int8,
+        stream -> Text,
+        key -> Text,
+        seq -> Int8,
+        action -> Text,
+        last_error -> Nullable<Text>,
+        payload -> Nullable<Json>,
+        changed_by -> Text,
+        changed_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    stream_cursor (stream, key) {
+        stream -> Text,
+        key -> Text,
+        seq -> Int8,
+        revision -> Int4,
+        attempts -> Int4,
+        deaths -> Int4,
+        retry_at -> Nullable<Timestamptz>,
+        parked_at -> Nullable<Timestamptz>,
+        last_error -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    stream_event (stream, key, seq) {
+        stream -> Text,
+        key -> Text,
+        seq -> Int8,
+        key_hash -> Int4,
+        payload -> Json,
+        generated_at -> Timestamptz,
+        processed_at -> Nullable<Timestamptz>,
+        worker -> Nullable<Text>,
+        outcome -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    stream_head (stream, key) {
+        stream -> Text,
+        key -> Text,
+        seq -> Int8,
     }
 }
 
@@ -167,6 +253,7 @@ diesel::joinable!(avatar -> user (user_id));
 diesel::joinable!(tweet -> user (author_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
+    account_effect,
     attempt,
     avatar,
     dead_letter,
@@ -175,8 +262,15 @@ diesel::allow_tables_to_appear_in_same_query!(
     feed_garbage,
     follower_import,
     former_subscription,
+    lease,
+    member,
     outbox,
     sms_notification,
+    stream,
+    stream_change,
+    stream_cursor,
+    stream_event,
+    stream_head,
     subscription,
     tweet,
     user,

@@ -1,0 +1,159 @@
+//! Tables `lease` and `member`: who may work on what, for how long.
+//!
+//! A lease gives locality, not safety: a holder that freezes past its end may still believe in it, so what it does is to be
+//! guarded where it takes effect. Times are the database's.
+
+use crate::{
+    Result,
+    schema::{lease, member},
+};
+use chrono::{DateTime, Utc};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz},
+};
+use std::time::Duration;
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Says that the member is there, forgets those that haven't said so for as long as `ttl`, and answers the others with
+/// it, sorted.
+///
+/// # Errors
+/// The database's.
+pub fn attend(conn: &mut PgConnection, service: &str, holder: &str, ttl: Duration) -> Result<Vec<String>> {
+    sql_query(
+        "INSERT INTO member (service, holder, seen_at) VALUES ($1, $2, clock_timestamp())
+         ON CONFLICT (service, holder) DO UPDATE SET seen_at = excluded.seen_at",
+    )
+    .bind::<Text, _>(service)
+    .bind::<Text, _>(holder)
+    .execute(conn)?;
+    // Whoever is just coming back keeps its row.
+    sql_query(
+        "DELETE FROM member WHERE (service, holder) IN (
+             SELECT service, holder FROM member
+             WHERE service = $1 AND seen_at < clock_timestamp() - $2 * interval '1 ms' FOR UPDATE SKIP LOCKED)",
+    )
+    .bind::<Text, _>(service)
+    .bind::<BigInt, _>(ms(ttl))
+    .execute(conn)?;
+    Ok(member::table.filter(member::service.eq(service)).select(member::holder).order(member::holder).load(conn)?)
+}
+
+/// Takes the member off the list, with all its leases: others may have them at once.
+///
+/// # Errors
+/// The database's.
+pub fn leave(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
+    diesel::delete(member::table.find((service, holder))).execute(conn)?;
+    diesel::update(lease::table.filter(lease::holder.eq(holder))).set(lease::holder.eq(None::<String>)).execute(conn)?;
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Resource {
+    #[diesel(sql_type = Text)]
+    resource: String,
+}
+
+/// Makes the holder's leases run from now on for `ttl`, and answers which they are. One that has run out counts too, as
+/// long as nobody else has taken it.
+///
+/// # Errors
+/// The database's.
+pub fn renew(conn: &mut PgConnection, holder: &str, ttl: Duration) -> Result<Vec<String>> {
+    let renewed: Vec<Resource> = sql_query(
+        "UPDATE lease SET expires_at = clock_timestamp() + $2 * interval '1 ms' WHERE holder = $1 RETURNING resource",
+    )
+    .bind::<Text, _>(holder)
+    .bind::<BigInt, _>(ms(ttl))
+    .load(conn)?;
+    Ok(renewed.into_iter().map(|row| row.resource).collect())
+}
+
+/// A lease that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Claimed {
+    /// What it's for.
+    #[diesel(sql_type = Text)]
+    pub resource: String,
+    /// When it was taken from a holder who let it run out, and has likely died. `None` if it was free.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub taken_over_at: Option<DateTime<Utc>>,
+}
+
+/// Takes up to `limit` of the resources that nobody holds, or whose lease has run out.
+///
+/// # Errors
+/// The database's.
+pub fn claim(
+    conn: &mut PgConnection,
+    holder: &str,
+    ttl: Duration,
+    resources: &[&str],
+    limit: i64,
+) -> Result<Vec<Claimed>> {
+    sql_query(
+        "INSERT INTO lease (resource, expires_at) SELECT resource, clock_timestamp() FROM unnest($1) AS new (resource)
+         ORDER BY 1 ON CONFLICT DO NOTHING",
+    )
+    .bind::<Array<Text>, _>(resources)
+    .execute(conn)?;
+    Ok(sql_query(
+        "WITH free AS (
+             SELECT resource, holder FROM lease
+             WHERE resource = ANY ($3) AND (holder IS NULL OR (holder <> $1 AND expires_at < clock_timestamp()))
+             ORDER BY resource LIMIT $4 FOR UPDATE SKIP LOCKED)
+         UPDATE lease SET holder = $1, expires_at = clock_timestamp() + $2 * interval '1 ms'
+         FROM free WHERE lease.resource = free.resource
+         RETURNING lease.resource, CASE WHEN free.holder IS NOT NULL THEN clock_timestamp() END AS taken_over_at",
+    )
+    .bind::<Text, _>(holder)
+    .bind::<BigInt, _>(ms(ttl))
+    .bind::<Array<Text>, _>(resources)
+    .bind::<BigInt, _>(limit)
+    .load(conn)?)
+}
+
+/// Gives leases back, if they are still the holder's.
+///
+/// # Errors
+/// The database's.
+pub fn release(conn: &mut PgConnection, holder: &str, resources: &[&str]) -> Result<()> {
+    diesel::update(lease::table.filter(lease::holder.eq(holder).and(lease::resource.eq_any(resources))))
+        .set(lease::holder.eq(None::<String>))
+        .execute(conn)?;
+    Ok(())
+}
+
+/// A lease as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Lease {
+    /// What it's for.
+    #[diesel(sql_type = Text)]
+    pub resource: String,
+    /// Who has it.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub holder: Option<String>,
+    /// Whether it has run out.
+    #[diesel(sql_type = Bool)]
+    pub expired: bool,
+}
+
+/// The leases on these resources that there have been so far, sorted.
+///
+/// # Errors
+/// The database's.
+pub fn list(conn: &mut PgConnection, resources: &[&str]) -> Result<Vec<Lease>> {
+    Ok(sql_query(
+        "SELECT resource, holder, expires_at < clock_timestamp() AS expired FROM lease WHERE resource = ANY ($1)
+         ORDER BY resource",
+    )
+    .bind::<Array<Text>, _>(resources)
+    .load(conn)?)
+}

@@ -1,0 +1,435 @@
+//! Tables `stream`, `stream_head`, `stream_event` and `stream_cursor`: events that take effect strictly in order per key.
+//!
+//! A producer's [`append`] numbers the events of a key without a gap, in the order of the commits. A consumer's
+//! [`advance`] moves the key's cursor from one event to the next, in the transaction of the effect, if nobody else has
+//! done so. What is next is therefore always in the tables, whatever has become of a message.
+
+use crate::{
+    Error, Result, locks, outbox,
+    schema::stream,
+};
+use chrono::{DateTime, Utc};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz},
+};
+use domain::stream::{AccountEvent, AccountId, Payload, key_hash, shard};
+use std::{collections::BTreeMap, time::Duration};
+
+/// How a stream is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Queryable)]
+pub struct Layout {
+    /// Shards: a key belongs to `shard(key_hash, shards)`.
+    pub shards: i32,
+    /// Queues that exist; more than shards while a smaller number of shards is being brought about.
+    pub queues: i32,
+}
+
+/// How the stream is divided.
+///
+/// # Errors
+/// [`Error::NotFound`] when there's no such stream.
+pub fn layout(conn: &mut PgConnection, name: &str) -> Result<Layout> {
+    let row = stream::table.find(name).select((stream::shards, stream::queues)).first(conn).optional()?;
+    row.ok_or(Error::NotFound("stream"))
+}
+
+/// Changes how the stream is divided, once every transaction that is appending by the old division is over. To be run in
+/// a transaction of its own, in which others wait to append.
+///
+/// # Errors
+/// [`Error::NotFound`] when there's no such stream.
+pub fn divide(conn: &mut PgConnection, name: &str, layout: Layout) -> Result<()> {
+    locks::stream_for_dividing(conn, name)?;
+    let changed = diesel::update(stream::table.find(name))
+        .set((stream::shards.eq(layout.shards), stream::queues.eq(layout.queues)))
+        .execute(conn)?;
+    if changed == 0 { Err(Error::NotFound("stream")) } else { Ok(()) }
+}
+
+/// The newest sequence of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The key.
+    pub key: AccountId,
+    /// Its newest sequence.
+    pub seq: i64,
+}
+
+#[derive(QueryableByName)]
+struct Numbered {
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = BigInt)]
+    seq: i64,
+}
+
+/// Appends events, the order in the list being the order per key, together with the messages that wake; answers the heads
+/// of their keys, sorted by key. To be run in a transaction: the keys' row locks are held to its end, so that the order
+/// of sequences is the order of commits.
+///
+/// # Errors
+/// [`Error::NotFound`] when there's no such stream.
+pub fn append(
+    conn: &mut PgConnection,
+    name: &str,
+    events: &[(AccountId, Payload)],
+    correlation_id: Option<&str>,
+) -> Result<Vec<Head>> {
+    locks::stream_for_appending(conn, name)?;
+    let shards = layout(conn, name)?.shards;
+    let mut counts = BTreeMap::<&AccountId, i64>::new();
+    events.iter().for_each(|(key, _)| *counts.entry(key).or_default() += 1);
+    let keys: Vec<&str> = counts.keys().map(|key| key.as_str()).collect();
+    // Sorted by key, as the map is: two batches that overlap and lock in different order would deadlock.
+    let heads: BTreeMap<String, i64> = sql_query(
+        "INSERT INTO stream_head AS head (stream, key, seq)
+         SELECT $1, key, n FROM unnest($2, $3) AS new (key, n) ORDER BY key COLLATE \"C\"
+         ON CONFLICT (stream, key) DO UPDATE SET seq = head.seq + excluded.seq
+         RETURNING key, seq",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(&keys)
+    .bind::<Array<BigInt>, _>(counts.values().copied().collect::<Vec<_>>())
+    .load::<Numbered>(conn)?
+    .into_iter()
+    .map(|row| (row.key, row.seq))
+    .collect();
+    let head = |key: &AccountId| heads.get(key.as_str()).copied().unwrap_or_default();
+    let fresh: Vec<&str> =
+        counts.iter().filter(|(key, count)| head(key) == **count).map(|(key, _)| key.as_str()).collect();
+    if !fresh.is_empty() {
+        sql_query("INSERT INTO stream_cursor (stream, key) SELECT $1, key FROM unnest($2) AS new (key)")
+            .bind::<Text, _>(name)
+            .bind::<Array<Text>, _>(&fresh)
+            .execute(conn)?;
+    }
+
+    let mut next: BTreeMap<&AccountId, i64> = counts.iter().map(|(key, count)| (*key, head(key) - count)).collect();
+    let generated_at = diesel::select(diesel::dsl::sql::<Timestamptz>("clock_timestamp()")).get_result(conn)?;
+    let events: Vec<AccountEvent> = events
+        .iter()
+        .map(|(key, payload)| {
+            let seq = next.get_mut(key).map_or(0, |seq| {
+                *seq += 1;
+                *seq
+            });
+            AccountEvent { account_id: key.clone(), seq, payload: payload.clone(), generated_at }
+        })
+        .collect();
+    let hashes: Vec<i32> = events.iter().map(|event| key_hash(event.account_id.as_str())).collect();
+    sql_query(
+        "INSERT INTO stream_event (stream, key, seq, key_hash, payload, generated_at)
+         SELECT $1, key, seq, key_hash, payload::json, $6
+         FROM unnest($2, $3, $4, $5) AS new (key, seq, key_hash, payload)",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(events.iter().map(|event| event.account_id.as_str()).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(events.iter().map(|event| event.seq).collect::<Vec<_>>())
+    .bind::<Array<Integer>, _>(&hashes)
+    .bind::<Array<Text>, _>(events.iter().map(|event| event.payload.as_str()).collect::<Vec<_>>())
+    .bind::<Timestamptz, _>(generated_at)
+    .execute(conn)?;
+    let envelopes: Vec<_> = events
+        .iter()
+        .zip(&hashes)
+        .map(|(event, hash)| event.envelope(name, shard(*hash, shards)).correlated(correlation_id))
+        .collect();
+    outbox::push(conn, &envelopes)?;
+    Ok(counts.keys().map(|key| Head { key: (*key).clone(), seq: head(key) }).collect())
+}
+
+/// An event that is next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// Its place.
+    pub seq: i64,
+    /// What happened, as JSON text.
+    pub payload: String,
+    /// When it was accepted.
+    pub generated_at: DateTime<Utc>,
+}
+
+/// How a key stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The key.
+    pub key: String,
+    /// The newest sequence; 0 for an unknown key.
+    pub head: i64,
+    /// The last event that took effect.
+    pub cursor: i64,
+    /// Which of the operator's changes this has seen.
+    pub revision: i32,
+    /// Attempts at the next event that failed.
+    pub attempts: u32,
+    /// Attempts at it that began on record and haven't ended.
+    pub deaths: u32,
+    /// Whether it waits for an operator.
+    pub parked: bool,
+    /// How long it's to be left alone after a failure.
+    pub wait: Duration,
+    /// What is next.
+    pub next: Option<Next>,
+}
+
+#[derive(QueryableByName)]
+struct StateRow {
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = BigInt)]
+    head: i64,
+    #[diesel(sql_type = BigInt)]
+    cursor: i64,
+    #[diesel(sql_type = Integer)]
+    revision: i32,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = Integer)]
+    deaths: i32,
+    #[diesel(sql_type = Bool)]
+    parked: bool,
+    #[diesel(sql_type = BigInt)]
+    wait_ms: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    payload: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    generated_at: Option<DateTime<Utc>>,
+}
+
+/// How the keys stand, in no order; unknown ones too.
+///
+/// # Errors
+/// The database's.
+pub fn load(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<State>> {
+    let rows: Vec<StateRow> = sql_query(
+        "SELECT k.key, coalesce(h.seq, 0) AS head, coalesce(c.seq, 0) AS cursor, coalesce(c.revision, 0) AS revision,
+                coalesce(c.attempts, 0) AS attempts, coalesce(c.deaths, 0) AS deaths, c.parked_at IS NOT NULL AS parked,
+                coalesce(ceil(extract(epoch FROM c.retry_at - clock_timestamp()) * 1000), 0)::bigint AS wait_ms,
+                e.payload::text AS payload, e.generated_at
+         FROM unnest($2) AS k (key)
+         LEFT JOIN stream_head h ON h.stream = $1 AND h.key = k.key
+         LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = k.key
+         LEFT JOIN stream_event e ON e.stream = $1 AND e.key = k.key AND e.seq = c.seq + 1",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(keys)
+    .load(conn)?;
+    Ok(rows
+        .into_iter()
+        .map(|row| State {
+            head: row.head,
+            cursor: row.cursor,
+            revision: row.revision,
+            attempts: row.attempts.unsigned_abs(),
+            deaths: row.deaths.unsigned_abs(),
+            parked: row.parked,
+            wait: Duration::from_millis(u64::try_from(row.wait_ms).unwrap_or(0)),
+            next: row.payload.zip(row.generated_at).map(|(payload, generated_at)| Next {
+                seq: row.cursor + 1,
+                payload,
+                generated_at,
+            }),
+            key: row.key,
+        })
+        .collect())
+}
+
+/// The event that a key is at, as it was when it was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// The event's place.
+    pub seq: i64,
+    /// The revision of the key's cursor.
+    pub revision: i32,
+}
+
+/// Keys, sequences and revisions.
+type Columns<'a> = (Vec<&'a str>, Vec<i64>, Vec<i32>);
+
+fn columns<'a>(positions: impl IntoIterator<Item = Position<'a>>) -> Columns<'a> {
+    let mut columns = Columns::default();
+    for position in positions {
+        columns.0.push(position.key);
+        columns.1.push(position.seq);
+        columns.2.push(position.revision);
+    }
+    columns
+}
+
+#[derive(QueryableByName)]
+struct KeyRow {
+    #[diesel(sql_type = Text)]
+    key: String,
+}
+
+/// Moves the cursor of each key from the event before to this one, and marks the event as applied by `worker`: where
+/// nobody else has, and no operator has changed what is next. Answers for each position whether it did. At most one
+/// position for each key. To be run in the transaction of the effects, before them, and only those that it did for may
+/// have an effect.
+///
+/// # Errors
+/// The database's.
+pub fn advance(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], worker: &str) -> Result<Vec<bool>> {
+    let (keys, seqs, revisions) = columns(positions.iter().copied());
+    // Locked in the order of the keys: two batches that overlap could deadlock otherwise.
+    let won: Vec<KeyRow> = sql_query(
+        "WITH locked AS (
+             SELECT c.key, done.seq
+             FROM unnest($2, $3, $4) AS done (key, seq, revision)
+             JOIN stream_cursor c ON c.stream = $1 AND c.key = done.key
+             WHERE c.seq = done.seq - 1 AND c.revision = done.revision
+             ORDER BY c.key FOR UPDATE OF c),
+         won AS (
+             UPDATE stream_cursor c
+             SET seq = locked.seq, attempts = 0, deaths = 0, retry_at = NULL, parked_at = NULL, last_error = NULL
+             FROM locked WHERE c.stream = $1 AND c.key = locked.key AND c.seq = locked.seq - 1
+             RETURNING c.key, c.seq)
+         UPDATE stream_event e SET processed_at = clock_timestamp(), worker = $5, outcome = 'applied'
+         FROM won WHERE e.stream = $1 AND e.key = won.key AND e.seq = won.seq
+         RETURNING e.key",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(&keys)
+    .bind::<Array<BigInt>, _>(&seqs)
+    .bind::<Array<Integer>, _>(&revisions)
+    .bind::<Text, _>(worker)
+    .load(conn)?;
+    let won: std::collections::HashSet<String> = won.into_iter().map(|row| row.key).collect();
+    Ok(keys.iter().map(|key| won.contains(*key)).collect())
+}
+
+/// A failed attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed<'a> {
+    /// At which event.
+    pub position: Position<'a>,
+    /// Why, on one line, without what users wrote.
+    pub error: &'a str,
+    /// After how long to try again; `None` parks the key.
+    pub retry_after: Option<Duration>,
+}
+
+/// Counts failed attempts, unless the event has taken effect or an operator has changed it meanwhile.
+///
+/// # Errors
+/// The database's.
+pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Result<()> {
+    let mut failed = failed.to_vec();
+    failed.sort_unstable_by_key(|failed| failed.position.key);
+    let (keys, seqs, revisions) = columns(failed.iter().map(|failed| failed.position));
+    let waits: Vec<Option<i64>> = failed
+        .iter()
+        .map(|failed| failed.retry_after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+        .collect();
+    sql_query(
+        "UPDATE stream_cursor c
+         SET attempts = c.attempts + 1, deaths = 0, last_error = failed.error,
+             retry_at = clock_timestamp() + failed.wait_ms * interval '1 ms',
+             parked_at = CASE WHEN failed.wait_ms IS NULL THEN clock_timestamp() END
+         FROM unnest($2, $3, $4, $5, $6) AS failed (key, seq, revision, error, wait_ms)
+         WHERE c.stream = $1 AND c.key = failed.key AND c.seq = failed.seq - 1 AND c.revision = failed.revision",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(&keys)
+    .bind::<Array<BigInt>, _>(&seqs)
+    .bind::<Array<Integer>, _>(&revisions)
+    .bind::<Array<Text>, _>(failed.iter().map(|failed| failed.error).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(waits)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Puts attempts on record that may kill their process: committed before they begin, and gone when they have ended.
+///
+/// # Errors
+/// The database's.
+pub fn begin(conn: &mut PgConnection, name: &str, positions: &[Position<'_>]) -> Result<()> {
+    change_deaths(conn, name, positions, 1)
+}
+
+/// Takes back attempts on record that were given up, to be made again.
+///
+/// # Errors
+/// The database's.
+pub fn take_back(conn: &mut PgConnection, name: &str, positions: &[Position<'_>]) -> Result<()> {
+    change_deaths(conn, name, positions, -1)
+}
+
+fn change_deaths(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], by: i32) -> Result<()> {
+    let mut positions = positions.to_vec();
+    positions.sort_unstable_by_key(|position| position.key);
+    let (keys, seqs, revisions) = columns(positions);
+    sql_query(
+        "UPDATE stream_cursor c SET deaths = greatest(c.deaths + $5, 0)
+         FROM unnest($2, $3, $4) AS begun (key, seq, revision)
+         WHERE c.stream = $1 AND c.key = begun.key AND c.seq = begun.seq - 1 AND c.revision = begun.revision",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(&keys)
+    .bind::<Array<BigInt>, _>(&seqs)
+    .bind::<Array<Integer>, _>(&revisions)
+    .bind::<Integer, _>(by)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Keys of some shards, out of those with events that wait.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Swept {
+    /// Keys that aren't parked and whose time for a retry has come, in order.
+    pub keys: Vec<String>,
+    /// Where the next sweep goes on; `None` when this one came to the end.
+    pub after: Option<String>,
+}
+
+#[derive(QueryableByName)]
+struct SweptRow {
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = Bool)]
+    due: bool,
+}
+
+/// Looks at up to `limit` keys beyond `after` (the empty string is before all) that have events which wait, and answers
+/// those of the shards that may go on now.
+///
+/// # Errors
+/// The database's.
+pub fn sweep(
+    conn: &mut PgConnection,
+    name: &str,
+    shards: i32,
+    held: &[i32],
+    after: &str,
+    limit: i64,
+) -> Result<Swept> {
+    // Skips from key to key along the index of what waits, so that a long backlog of one key costs no more than a
+    // short one.
+    let rows: Vec<SweptRow> = sql_query(
+        "WITH RECURSIVE pending AS (
+             (SELECT key, key_hash FROM stream_event
+              WHERE stream = $1 AND key > $4 AND processed_at IS NULL ORDER BY key, seq LIMIT 1)
+             UNION ALL
+             SELECT further.* FROM pending, LATERAL (
+                 SELECT key, key_hash FROM stream_event
+                 WHERE stream = $1 AND key > pending.key AND processed_at IS NULL ORDER BY key, seq LIMIT 1) further),
+         page AS (SELECT * FROM pending LIMIT $5)
+         SELECT page.key, page.key_hash % $2 = ANY ($3) AND c.parked_at IS NULL
+                    AND coalesce(c.retry_at <= clock_timestamp(), true) AS due
+         FROM page JOIN stream_cursor c ON c.stream = $1 AND c.key = page.key ORDER BY page.key",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Integer, _>(shards)
+    .bind::<Array<Integer>, _>(held)
+    .bind::<Text, _>(after)
+    .bind::<BigInt, _>(limit)
+    .load(conn)?;
+    let full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= limit;
+    let after = rows.last().filter(|_| full).map(|row| row.key.clone());
+    Ok(Swept { keys: rows.into_iter().filter(|row| row.due).map(|row| row.key).collect(), after })
+}
