@@ -55,8 +55,7 @@ impl Connector {
         set_up: impl FnOnce(&mut Session) -> Result<T, Error>,
     ) -> Result<(Session, T), Error> {
         let mut session = Session::open(&self.settings, &self.name)?;
-        let hooked = self.hook.as_mut().map_or(Ok(()), |hook| hook(&mut session));
-        match hooked.and_then(|()| set_up(&mut session)) {
+        match self.prepare(&mut session).and_then(|()| set_up(&mut session)) {
             Ok(made) => {
                 emit(BrokerConnected { purpose: self.purpose, again: self.again });
                 self.again = true;
@@ -65,6 +64,11 @@ impl Connector {
             }
             Err(error) => Err(session.post_mortem(error)),
         }
+    }
+
+    /// Runs the hook.
+    pub(crate) fn prepare(&mut self, session: &mut Session) -> Result<(), Error> {
+        self.hook.as_mut().map_or(Ok(()), |hook| hook(session))
     }
 
     /// Notes that the session has done its work for a while: the next failure is a new one.

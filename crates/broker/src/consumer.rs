@@ -128,6 +128,19 @@ impl Consumer {
         Acked { sent, stale: all - sent }
     }
 
+    /// Consumes these queues from now on, on the same connection, whose hook runs again first. What isn't acknowledged yet
+    /// goes back, in order, and the tickets of it are stale.
+    pub fn consume_from(&mut self, queues: Vec<String>) {
+        self.queues = queues.into_iter().map(Into::into).collect();
+        let Some(live) = self.live.take() else { return };
+        self.epoch += 1;
+        match live.reopen(&mut self.connector, &self.queues, self.prefetch, self.epoch) {
+            Ok(live) => self.live = Some(live),
+            // The next batch opens a new connection, and finds out whether that mends it.
+            Err(error) => self.connector.lost(&error),
+        }
+    }
+
     /// Gives back what isn't acknowledged, in order, and says goodbye to the broker, until `deadline`. Dropping it
     /// cuts the connection instead.
     pub fn close(self, deadline: Instant) {
@@ -163,13 +176,34 @@ struct Source {
 
 impl Live {
     fn open(connector: &mut Connector, queues: &[Arc<str>], prefetch: u16, epoch: u64) -> Result<Self, Error> {
-        let (session, (channel, sources)) = connector.connect(|session| {
-            let channel = session.channel()?;
-            channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, prefetch, false))?;
-            let sources = queues.iter().map(|queue| Source::open(&channel, queue)).collect::<Result<_, _>>()?;
-            Ok((channel, sources))
-        })?;
+        let (session, (channel, sources)) = connector.connect(|session| Self::consume(session, queues, prefetch))?;
         Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
+    }
+
+    fn consume(session: &mut Session, queues: &[Arc<str>], prefetch: u16) -> Result<(Channel, Vec<Source>), Error> {
+        let channel = session.channel()?;
+        channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, prefetch, false))?;
+        let sources = queues.iter().map(|queue| Source::open(&channel, queue)).collect::<Result<_, _>>()?;
+        Ok((channel, sources))
+    }
+
+    /// The same connection with another channel that consumes these queues.
+    fn reopen(
+        self,
+        connector: &mut Connector,
+        queues: &[Arc<str>],
+        prefetch: u16,
+        epoch: u64,
+    ) -> Result<Self, Error> {
+        let Self { channel, sources, mut session, .. } = self;
+        channel.close(Instant::now() + Duration::from_millis(connector.settings.confirm_timeout_ms));
+        sources.into_iter().for_each(Source::drain);
+        match connector.prepare(&mut session).and_then(|()| Self::consume(&mut session, queues, prefetch)) {
+            Ok((channel, sources)) => {
+                Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
+            }
+            Err(error) => Err(session.post_mortem(error)),
+        }
     }
 
     fn close(self, deadline: Instant) {

@@ -38,7 +38,7 @@ pub fn run() -> anyhow::Result<()> {
     let database = Database::open(&settings.database, SERVICE)?;
     Worker {
         service: SERVICE,
-        queues: vec![queue::DEAD_LETTER.into()],
+        queues: vec![queue::DEAD_LETTER.into()].into(),
         settings: settings.worker,
         consuming: settings.dead_letter_recorder,
         health: settings.health,

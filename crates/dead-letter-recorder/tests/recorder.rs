@@ -64,7 +64,7 @@ impl Fleet {
         let database = self.database.database();
         let worker = Worker {
             service: SERVICE,
-            queues: vec![queue::DEAD_LETTER.into()],
+            queues: vec![queue::DEAD_LETTER.into()].into(),
             settings: Settings {
                 time_limit_ms: 30_000,
                 stop_grace_ms: 20_000,

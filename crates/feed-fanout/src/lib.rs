@@ -42,7 +42,7 @@ pub fn run() -> anyhow::Result<()> {
     let chunk = settings.feed_fanout.chunk.max(1);
     Worker {
         service: SERVICE,
-        queues: vec![queue::PUBLISH_TWEET.into()],
+        queues: vec![queue::PUBLISH_TWEET.into()].into(),
         settings: settings.worker,
         consuming: settings.feed_fanout.consuming,
         health: settings.health,

@@ -57,7 +57,7 @@ pub fn run() -> anyhow::Result<()> {
     }
     Worker {
         service: SERVICE,
-        queues: queue::update_feed(),
+        queues: queue::update_feed().into(),
         settings: settings.worker,
         consuming: settings.feed_updater.consuming,
         health: settings.health,

@@ -46,7 +46,7 @@ pub fn run() -> anyhow::Result<()> {
     let Own { consuming, step, limit } = settings.follower_importer;
     Worker {
         service: SERVICE,
-        queues: vec![queue::ADD_FOLLOWERS.into()],
+        queues: vec![queue::ADD_FOLLOWERS.into()].into(),
         settings: settings.worker,
         consuming,
         health: settings.health,

@@ -39,7 +39,7 @@ pub fn run(
     let database = Database::open(&settings.database, service)?;
     Worker {
         service,
-        queues: vec![queue.into()],
+        queues: vec![queue.into()].into(),
         settings: settings.worker,
         consuming,
         health: settings.health,

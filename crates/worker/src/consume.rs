@@ -1,6 +1,6 @@
 //! The loop: collect, decode, handle, publish, await the confirms, acknowledge.
 
-use crate::{Backoff, BatchHandler, Consuming, Item, Outgoing, Received, Settings, Step, Stop};
+use crate::{Backoff, BatchHandler, Consuming, Item, Outgoing, Queues, Received, Settings, Step, Stop};
 use crate::{
     panics,
     policy::{self, Course},
@@ -37,7 +37,7 @@ type SuspectId = (Arc<str>, String);
 
 /// What the loops of a process share.
 pub(crate) struct Shared<'a, F> {
-    pub(crate) queues: &'a [String],
+    pub(crate) queues: &'a Queues,
     pub(crate) settings: &'a Settings,
     pub(crate) delays: &'a [Duration],
     pub(crate) consuming: &'a Consuming,
@@ -52,6 +52,12 @@ pub(crate) struct Shared<'a, F> {
     /// Written by the loop whose message may be about to kill the process, read by the others: so that such a death
     /// is put down to that message alone.
     pub(crate) quarantine: &'a RwLock<()>,
+}
+
+fn stopped(handled: &mut BTreeMap<Arc<str>, u64>, queues: &[String]) {
+    for queue in queues {
+        emit(WorkerStopped { queue, handled: handled.remove(queue.as_str()).unwrap_or_default() });
+    }
 }
 
 /// One consumer with its handler, its publisher and its thread.
@@ -91,27 +97,45 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             }
         }
         self.database_answered();
-        for queue in self.shared.queues {
-            emit(WorkerStarted { queue, prefetch: self.shared.consuming.prefetch.into() });
-        }
-        let result = self.consume();
+        let (mut queues, mut version) = (self.shared.queues.names(), 0);
+        self.consumer.consume_from(queues.clone());
+        self.started(&queues);
+        let result = self.consume(&mut queues, &mut version);
         let deadline = Instant::now() + GOODBYE;
         self.consumer.close(deadline);
         self.publisher.close(deadline);
-        for queue in self.shared.queues {
-            let handled = self.handled.get(queue.as_str()).copied().unwrap_or_default();
-            emit(WorkerStopped { queue, handled });
-        }
+        stopped(&mut self.handled, &queues);
         result
     }
 
-    fn consume(&mut self) -> Result<(), broker::Error> {
+    fn started(&self, queues: &[String]) {
+        for queue in queues {
+            emit(WorkerStarted { queue, prefetch: self.shared.consuming.prefetch.into() });
+        }
+    }
+
+    /// Consumes from now on what it's told to.
+    fn follow(&mut self, queues: &mut Vec<String>, names: Vec<String>) {
+        let without = |all: &[String], some: &[String]| {
+            all.iter().filter(|name| !some.contains(name)).cloned().collect::<Vec<_>>()
+        };
+        let (gone, new) = (without(queues, &names), without(&names, queues));
+        self.consumer.consume_from(names.clone());
+        stopped(&mut self.handled, &gone);
+        self.started(&new);
+        *queues = names;
+    }
+
+    fn consume(&mut self, queues: &mut Vec<String>, version: &mut u64) -> Result<(), broker::Error> {
         let Consuming { batch: max, linger_ms, .. } = *self.shared.consuming;
         let linger = Duration::from_millis(linger_ms);
         let mut refused = self.shared.settings.backoff();
         let mut idle_since = Instant::now();
         while !self.shared.stop.is_requested() {
             self.pulse.beat();
+            if let Some(names) = self.shared.queues.changed_since(version) {
+                self.follow(queues, names);
+            }
             match self.consumer.next_batch(max, linger, IDLE) {
                 Ok(batch) if batch.deliveries.is_empty() => {
                     let idle = self.shared.until_idle.is_some_and(|limit| idle_since.elapsed() >= limit);

@@ -1,10 +1,10 @@
 use crate::{
-    BatchHandler, Consuming, HealthSettings, Settings, Stop,
+    BatchHandler, Consuming, HealthSettings, Queues, Settings, Stop,
     consume::{Loop, Shared},
     health::{self, Health},
     pulse::{self, Pulse},
 };
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow};
 use broker::{Consumer, Link, Publisher};
 use domain::{AttemptLedger, Failure, topology::Topology};
 use std::{
@@ -17,8 +17,8 @@ use std::{
 pub struct Worker<F> {
     /// The service's name, as the broker's tools show it.
     pub service: &'static str,
-    /// The queues.
-    pub queues: Vec<String>,
+    /// The queues. They may change meanwhile.
+    pub queues: Queues,
     /// The section `[worker]`.
     pub settings: Settings,
     /// How to consume.
@@ -64,7 +64,6 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
     fn work(self, stop: Stop, until_idle: Option<Duration>) -> anyhow::Result<()> {
         self.settings.check()?;
         self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
-        ensure!(!self.queues.is_empty(), "{} has no queue to consume", self.service);
         let delays = self.settings.retry_delays();
         let topology = Arc::new(Topology::fleet(&delays));
         let limit = Duration::from_millis(self.settings.time_limit_ms);
@@ -72,9 +71,13 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
         let lanes: Vec<_> = (0..self.consuming.concurrency)
             .map(|number| {
                 let name = format!("{}.{number}", self.service);
-                let (for_consumer, for_publisher) = (topology.clone(), topology.clone());
-                let consumer = Consumer::new(&self.broker, &name, self.queues.clone(), self.consuming.prefetch)
-                    .on_connect(move |session| broker::declare(session, &for_consumer));
+                let (for_consumer, for_publisher, queues) = (topology.clone(), topology.clone(), self.queues.clone());
+                let consumer = Consumer::new(&self.broker, &name, Vec::new(), self.consuming.prefetch).on_connect(
+                    move |session| {
+                        broker::declare(session, &for_consumer)?;
+                        broker::declare(session, &queues.topology())
+                    },
+                );
                 let publisher = Publisher::new(&self.broker, &name)
                     .on_connect(move |session| broker::declare(session, &for_publisher));
                 (name, consumer, publisher, Arc::new(Pulse::new(limit)))

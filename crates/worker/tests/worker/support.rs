@@ -87,7 +87,7 @@ where
 {
     Worker {
         service: "test",
-        queues: vec![QUEUE.into()],
+        queues: vec![QUEUE.into()].into(),
         settings: Settings {
             time_limit_ms: 30_000,
             stop_grace_ms: 20_000,
