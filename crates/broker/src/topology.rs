@@ -1,9 +1,9 @@
 use amiquip::{
     AmqpValue,
     AmqpValue::{LongInt, LongLongInt, LongString},
-    ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions,
+    ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions, QueueDeleteOptions,
 };
-use domain::topology::{DELIVERY_LIMIT, Exchange, ExchangeKind, Expiry, Queue, Topology, exchange};
+use domain::topology::{Binding, DELIVERY_LIMIT, Exchange, ExchangeKind, Expiry, Queue, Topology, exchange};
 
 use crate::{Error, Session};
 
@@ -71,6 +71,53 @@ pub fn depths(session: &mut Session, names: &[String]) -> Result<Vec<QueueDepth>
             })
         };
         names.iter().map(depth).collect()
+    })
+}
+
+/// How full those of the queues are that there are, in the same order.
+///
+/// # Errors
+/// One that [is lost](Error::is_lost).
+pub fn existing(session: &mut Session, names: &[String]) -> Result<Vec<QueueDepth>, Error> {
+    let mut there = Vec::new();
+    for name in names {
+        // Each on a channel of its own, which ends where the queue is missing.
+        match depths(session, std::slice::from_ref(name)) {
+            Ok(depth) => there.extend(depth),
+            Err(Error::MissingQueue { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(there)
+}
+
+/// Takes bindings away. One that isn't there, or whose queue isn't, is no error.
+///
+/// # Errors
+/// [`Error::Refused`], or one that [is lost](Error::is_lost).
+pub fn unbind(session: &mut Session, bindings: &[Binding]) -> Result<(), Error> {
+    session.on_channel(|channel| {
+        bindings.iter().try_for_each(|binding| {
+            channel.call("unbinding a queue", |raw| {
+                raw.queue_unbind(&binding.queue, &binding.exchange, &binding.routing_key, FieldTable::new())
+            })
+        })
+    })
+}
+
+/// Deletes queues with whatever is in them, and answers how many messages that was. One that isn't there is no error.
+///
+/// Nothing may publish to them any more: what the broker has just confirmed would be gone, and a quorum queue can't be
+/// deleted on the condition that it's empty.
+///
+/// # Errors
+/// [`Error::Refused`], or one that [is lost](Error::is_lost).
+pub fn delete_queues(session: &mut Session, names: &[String]) -> Result<u64, Error> {
+    session.on_channel(|channel| {
+        let delete = |name| {
+            channel.call("deleting a queue", |raw| raw.queue_delete(name, QueueDeleteOptions::default())).map(u64::from)
+        };
+        names.iter().map(delete).sum()
     })
 }
 

@@ -185,6 +185,37 @@ fn a_queue_that_exists_with_other_arguments_is_named_and_so_is_one_that_does_not
 }
 
 #[test]
+fn queues_are_unbound_and_deleted_as_often_as_one_likes() {
+    let node = node();
+    let settings = node.settings();
+    let topology = Topology::stream("sequenced", 3);
+    declare(&settings, &topology);
+    let route = |shard: usize| Envelope::new("sequenced", &topology.bindings[shard].routing_key, Vec::new());
+    let mut publisher = Publisher::new(&settings, "test");
+    publisher.publish_all(&[route(0), route(2), route(2)], within(SOON)).unwrap();
+
+    let names: Vec<_> = topology.queues.iter().map(|queue| queue.name.clone()).collect();
+    let mut session = Session::open(&settings, "test").unwrap();
+    for _ in 0..2 {
+        broker::unbind(&mut session, &topology.bindings[1..]).unwrap();
+    }
+    let refused = publisher.publish_all(&[route(0), route(1), route(2)], within(SOON)).unwrap_err();
+    let PublishError::Refused { refused } = refused else { panic!("{refused}") };
+    assert_eq!(refused.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [1, 2]);
+
+    let full = |session: &mut Session| {
+        let there = broker::existing(session, &names).unwrap();
+        there.into_iter().map(|queue| (queue.name, queue.messages)).collect::<Vec<_>>()
+    };
+    let [first, second, third] = ["s000", "s001", "s002"].map(|shard| format!("sequenced.{shard}"));
+    assert_eq!(full(&mut session), [(first.clone(), 2), (second, 0), (third, 2)]);
+    assert_eq!(broker::delete_queues(&mut session, &names[1..]).unwrap(), 2);
+    assert_eq!(broker::delete_queues(&mut session, &names[1..]).unwrap(), 0, "they are gone");
+    broker::unbind(&mut session, &topology.bindings[1..]).unwrap();
+    assert_eq!(full(&mut session), [(first, 2)]);
+}
+
+#[test]
 fn a_missing_plugin_is_told_with_the_way_to_enable_it() {
     let node = node();
     let exchange = Exchange { name: "hashed".into(), kind: ExchangeKind::ConsistentHash };
