@@ -17,6 +17,7 @@ pub mod migrations;
 pub mod notifications;
 pub mod outbox;
 mod pool;
+pub mod results;
 mod schema;
 mod socket;
 pub mod streams;

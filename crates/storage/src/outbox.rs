@@ -2,7 +2,12 @@
 
 use crate::{Result, schema::outbox};
 use chrono::{DateTime, Utc};
-use diesel::{PgConnection, prelude::*};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{Array, Binary, Jsonb, Nullable, Text},
+};
 use domain::Envelope;
 use std::collections::BTreeMap;
 
@@ -24,29 +29,33 @@ pub(crate) fn headers_from_json(headers: &serde_json::Value) -> BTreeMap<String,
     object.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
+fn column<'a, T>(envelopes: &'a [Envelope], value: impl Fn(&'a Envelope) -> T) -> Vec<T> {
+    envelopes.iter().map(value).collect()
+}
+
 /// Commits the messages with whatever else the transaction does; the relay publishes them then.
 ///
 /// # Errors
 /// The database's.
 pub fn push(conn: &mut PgConnection, envelopes: &[Envelope]) -> Result<()> {
-    let rows: Vec<_> = envelopes
-        .iter()
-        .map(|envelope| {
-            (
-                outbox::exchange.eq(&envelope.exchange),
-                outbox::routing_key.eq(&envelope.routing_key),
-                outbox::kind.eq(&envelope.kind),
-                outbox::message_id.eq(&envelope.message_id),
-                outbox::correlation_id.eq(&envelope.correlation_id),
-                outbox::headers.eq(headers_to_json(&envelope.headers)),
-                outbox::body.eq(&envelope.body),
-            )
-        })
-        .collect();
-    // The protocol counts a statement's parameters in 16 bits.
-    for rows in rows.chunks(5000) {
-        diesel::insert_into(outbox::table).values(rows).execute(conn)?;
+    if envelopes.is_empty() {
+        return Ok(());
     }
+    // A column is one parameter: a bulk costs one short statement, and ids grow in the order of the messages.
+    sql_query(
+        "INSERT INTO outbox (exchange, routing_key, kind, message_id, correlation_id, headers, body)
+         SELECT exchange, routing_key, kind, message_id, correlation_id, headers, body
+         FROM unnest($1, $2, $3, $4, $5, $6, $7) WITH ORDINALITY
+              AS new (exchange, routing_key, kind, message_id, correlation_id, headers, body, place) ORDER BY place",
+    )
+    .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.exchange.as_str()))
+    .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.routing_key.as_str()))
+    .bind::<Array<Nullable<Text>>, _>(column(envelopes, |envelope| envelope.kind.as_deref()))
+    .bind::<Array<Text>, _>(column(envelopes, |envelope| envelope.message_id.as_str()))
+    .bind::<Array<Nullable<Text>>, _>(column(envelopes, |envelope| envelope.correlation_id.as_deref()))
+    .bind::<Array<Jsonb>, _>(column(envelopes, |envelope| headers_to_json(&envelope.headers)))
+    .bind::<Array<Binary>, _>(column(envelopes, |envelope| envelope.body.as_slice()))
+    .execute(conn)?;
     Ok(())
 }
 
