@@ -38,3 +38,8 @@ pub(crate) fn stream_for_dividing(conn: &mut PgConnection, name: &str) -> Result
     sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(stream(name)).execute(conn)?;
     Ok(())
 }
+
+/// Held by the session that is resharding a stream; below those of the streams.
+pub(crate) fn resharding(name: &str) -> i64 {
+    -(1 << 33) - i64::from(key_hash(name))
+}

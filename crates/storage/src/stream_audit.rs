@@ -1,0 +1,262 @@
+//! Checks that every account event took effect once and in order, and tells what waits.
+//!
+//! The proof is in tables that don't know of each other: `stream_head` and `stream_event` say what was accepted,
+//! `account_effect` what took effect, in the order of its ids, and `stream_cursor` how far each account has come.
+
+use crate::{Count, Result, audit::Finding};
+use chrono::{DateTime, Utc};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Integer, Nullable, Text, Timestamptz},
+};
+use domain::stream::ACCOUNT_EVENT;
+
+/// How many rows of each kind of error are named.
+const EXAMPLES: usize = 20;
+
+/// What is on its way, as a check: it may come right by itself.
+pub const UNDER_WAY: &str = "events not through yet";
+
+/// Each check's rows are the errors themselves: account, sequence, and a description by these. `$1` is the stream, `$2`
+/// what the accounts' ids start with: `~` sorts behind every character that an id may hold.
+const CHECKS: &[(&str, &str)] = &[
+    (
+        "accepted events missing",
+        "SELECT key, gap.seq, ', events ' || gap.seq || ' to ' || upto AS what
+         FROM (SELECT key, lag(seq, 1, 0::bigint) OVER (PARTITION BY key ORDER BY seq) + 1 AS seq, seq - 1 AS upto
+               FROM stream_event WHERE stream = $1 AND key >= $2 AND key < $2 || '~'
+               UNION ALL
+               SELECT key, coalesce(e.seq, 0) + 1, h.seq
+               FROM stream_head h LEFT JOIN LATERAL (
+                   SELECT e.seq FROM stream_event e WHERE e.stream = $1 AND e.key = h.key ORDER BY e.seq DESC LIMIT 1
+               ) e ON true
+               WHERE h.stream = $1 AND h.key >= $2 AND h.key < $2 || '~') gap
+         WHERE gap.seq <= upto",
+    ),
+    (
+        "events beyond their account's head",
+        "SELECT e.key, e.seq, ', event ' || e.seq || ', head ' || coalesce(h.seq::text, 'missing') AS what
+         FROM stream_event e LEFT JOIN stream_head h ON h.stream = $1 AND h.key = e.key
+         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND (h.seq IS NULL OR e.seq > h.seq OR e.seq < 1)",
+    ),
+    (
+        "cursors that aren't where as many events are settled",
+        "SELECT key, 0::bigint AS seq,
+                ', cursor ' || coalesce(c.seq::text, 'missing') || ', ' || coalesce(e.settled, 0) || ' settled' AS what
+         FROM (SELECT key, count(*) FILTER (WHERE processed_at IS NOT NULL) AS settled FROM stream_event
+               WHERE stream = $1 AND key >= $2 AND key < $2 || '~' GROUP BY key) e
+         FULL JOIN (SELECT key, seq FROM stream_cursor WHERE stream = $1 AND key >= $2 AND key < $2 || '~') c USING (key)
+         WHERE coalesce(e.settled, 0) IS DISTINCT FROM c.seq",
+    ),
+    (
+        "events settled out of turn",
+        "SELECT e.key, e.seq, ', event ' || e.seq || CASE WHEN e.processed_at IS NULL THEN ' waits' ELSE ' is settled' END
+                    || ', cursor ' || c.seq AS what
+         FROM stream_event e JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
+         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND (e.processed_at IS NULL) = (e.seq <= c.seq)",
+    ),
+    (
+        "effects missing",
+        "SELECT e.key, e.seq, ', event ' || e.seq AS what FROM stream_event e
+         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND e.outcome = 'applied'
+           AND NOT EXISTS (SELECT FROM account_effect a WHERE a.account_id = e.key AND a.seq = e.seq)",
+    ),
+    (
+        "effects without an applied event",
+        "SELECT a.account_id AS key, a.seq, ', event ' || a.seq
+                    || CASE WHEN e.key IS NULL THEN ' isn''t there' ELSE coalesce(' is ' || e.outcome, ' waits') END AS what
+         FROM account_effect a LEFT JOIN stream_event e ON e.stream = $1 AND e.key = a.account_id AND e.seq = a.seq
+         WHERE a.account_id >= $2 AND a.account_id < $2 || '~' AND e.outcome IS DISTINCT FROM 'applied'",
+    ),
+    (
+        "effects doubled",
+        "SELECT account_id AS key, seq, ', event ' || seq || ', ' || count(*) || ' times' AS what FROM account_effect
+         WHERE account_id >= $2 AND account_id < $2 || '~' GROUP BY account_id, seq HAVING count(*) > 1",
+    ),
+    (
+        // By the first time of each: one that is doubled isn't out of order for that alone.
+        "effects out of order",
+        "SELECT key, seq, ', event ' || seq || ' after ' || before AS what
+         FROM (SELECT account_id AS key, seq, lag(seq) OVER (PARTITION BY account_id ORDER BY min(id)) AS before
+               FROM account_effect WHERE account_id >= $2 AND account_id < $2 || '~' GROUP BY account_id, seq) effect
+         WHERE seq < before",
+    ),
+    (
+        "events settled at times that go back",
+        "SELECT key, seq, ', event ' || seq AS what
+         FROM (SELECT key, seq, processed_at, lag(processed_at) OVER (PARTITION BY key ORDER BY seq) AS before
+               FROM stream_event WHERE stream = $1 AND key >= $2 AND key < $2 || '~' AND processed_at IS NOT NULL) settled
+         WHERE processed_at < before",
+    ),
+    (
+        // They are taken under the lock that makes the sequence.
+        "events accepted at times that go back",
+        "SELECT key, seq, ', event ' || seq AS what
+         FROM (SELECT key, seq, generated_at, lag(generated_at) OVER (PARTITION BY key ORDER BY seq) AS before
+               FROM stream_event WHERE stream = $1 AND key >= $2 AND key < $2 || '~') accepted
+         WHERE generated_at < before",
+    ),
+    (
+        UNDER_WAY,
+        "SELECT e.key, e.seq, ', event ' || e.seq AS what
+         FROM stream_event e LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
+         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND e.processed_at IS NULL AND c.parked_at IS NULL
+           AND e.seq > coalesce(c.seq, 0)",
+    ),
+];
+
+/// How many checks [`run`] makes.
+pub const CHECK_COUNT: usize = CHECKS.len();
+
+/// What was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Totals {
+    /// Accounts with at least one event.
+    #[diesel(sql_type = BigInt)]
+    pub accounts: i64,
+    /// Events accepted.
+    #[diesel(sql_type = BigInt)]
+    pub accepted: i64,
+    /// Events that took effect.
+    #[diesel(sql_type = BigInt)]
+    pub applied: i64,
+    /// Events skipped by an operator.
+    #[diesel(sql_type = BigInt)]
+    pub skipped: i64,
+    /// Events that wait because their account is parked.
+    #[diesel(sql_type = BigInt)]
+    pub parked: i64,
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = Text)]
+    what: String,
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// Runs every check on the accounts whose id starts with `prefix`; what it answers has a count of 0 where all is well.
+/// To be run in a transaction of its own: all checks see the same state.
+///
+/// # Errors
+/// The database's.
+pub fn run(
+    conn: &mut PgConnection,
+    prefix: &str,
+    mut progress: impl FnMut(&'static str),
+) -> Result<(Totals, Vec<Finding>)> {
+    sql_query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(conn)?;
+    sql_query("SET LOCAL statement_timeout = 0").execute(conn)?;
+    let totals = sql_query(
+        "SELECT count(DISTINCT e.key) AS accounts, count(*) AS accepted,
+                count(*) FILTER (WHERE e.outcome = 'applied') AS applied,
+                count(*) FILTER (WHERE e.outcome = 'skipped') AS skipped,
+                count(*) FILTER (WHERE e.outcome IS NULL AND c.parked_at IS NOT NULL) AS parked
+         FROM stream_event e LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
+         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~'",
+    )
+    .bind::<Text, _>(ACCOUNT_EVENT)
+    .bind::<Text, _>(prefix)
+    .get_result(conn)?;
+    let mut findings = Vec::new();
+    for (check, query) in CHECKS {
+        progress(check);
+        let rows: Vec<Row> = sql_query(format!(
+            "SELECT key, what, count(*) OVER () AS count FROM ({query}) found ORDER BY key, seq LIMIT {EXAMPLES}"
+        ))
+        .bind::<Text, _>(ACCOUNT_EVENT)
+        .bind::<Text, _>(prefix)
+        .load(conn)?;
+        findings.push(Finding {
+            check,
+            count: rows.first().map_or(0, |row| row.count.unsigned_abs()),
+            examples: rows.into_iter().map(|row| format!("account {}{}", row.key, row.what)).collect(),
+        });
+    }
+    Ok((totals, findings))
+}
+
+/// Events that haven't taken effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Backlog {
+    /// Those that will.
+    #[diesel(sql_type = BigInt)]
+    pub waiting: i64,
+    /// Those that wait because their account is parked.
+    #[diesel(sql_type = BigInt)]
+    pub parked: i64,
+}
+
+/// What waits, of the accounts whose id starts with `prefix`. Costs no more than there is.
+///
+/// # Errors
+/// The database's.
+pub fn backlog(conn: &mut PgConnection, prefix: &str) -> Result<Backlog> {
+    Ok(sql_query(
+        "SELECT count(*) FILTER (WHERE c.parked_at IS NULL) AS waiting,
+                count(*) FILTER (WHERE c.parked_at IS NOT NULL) AS parked
+         FROM stream_event e LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
+         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND e.processed_at IS NULL",
+    )
+    .bind::<Text, _>(ACCOUNT_EVENT)
+    .bind::<Text, _>(prefix)
+    .get_result(conn)?)
+}
+
+/// How many of an account's events have exactly this payload: for a client that doesn't know whether its request took
+/// place, and has marked what it sent.
+///
+/// # Errors
+/// The database's.
+pub fn times_accepted(conn: &mut PgConnection, account: &str, payload: &str) -> Result<i64> {
+    let count: Count =
+        sql_query("SELECT count(*) AS n FROM stream_event WHERE stream = $1 AND key = $2 AND payload::text = $3")
+            .bind::<Text, _>(ACCOUNT_EVENT)
+            .bind::<Text, _>(account)
+            .bind::<Text, _>(payload)
+            .get_result(conn)?;
+    Ok(count.n)
+}
+
+/// What waits in one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Lag {
+    /// The shard.
+    #[diesel(sql_type = Integer)]
+    pub shard: i32,
+    /// Events that will take effect.
+    #[diesel(sql_type = BigInt)]
+    pub waiting: i64,
+    /// Events of parked keys.
+    #[diesel(sql_type = BigInt)]
+    pub parked: i64,
+    /// When the oldest of those that will take effect was accepted.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub oldest: Option<DateTime<Utc>>,
+    /// How long ago that was, by the database's clock.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub oldest_ms: Option<i64>,
+}
+
+/// What waits in each shard of a stream that has so many; in no order, and without those where nothing does.
+///
+/// # Errors
+/// The database's.
+pub fn lag(conn: &mut PgConnection, stream: &str, shards: i32) -> Result<Vec<Lag>> {
+    Ok(sql_query(
+        "SELECT shard, waiting, parked, oldest, (extract(epoch FROM clock_timestamp() - oldest) * 1000)::bigint AS oldest_ms
+         FROM (SELECT e.key_hash % $2 AS shard, count(*) FILTER (WHERE c.parked_at IS NULL) AS waiting,
+                      count(*) FILTER (WHERE c.parked_at IS NOT NULL) AS parked,
+                      min(e.generated_at) FILTER (WHERE c.parked_at IS NULL) AS oldest
+               FROM stream_event e LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
+               WHERE e.stream = $1 AND e.processed_at IS NULL GROUP BY 1) by_shard",
+    )
+    .bind::<Text, _>(stream)
+    .bind::<Integer, _>(shards)
+    .load(conn)?)
+}
