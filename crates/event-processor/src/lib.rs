@@ -1,1 +1,103 @@
 #![doc = include_str!("../README.md")]
+
+mod simulation;
+
+use domain::{Failure, stream::ACCOUNT_EVENT};
+use sequenced::{Event, Handler, Processor};
+use serde::Deserialize;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+use storage::{
+    Database, PgConnection,
+    account_effects::{self, Effect},
+};
+use worker::{Consuming, HealthSettings, Stop};
+
+pub use simulation::{Simulation, WorkTime};
+
+/// The service's name.
+pub const SERVICE: &str = "event-processor";
+
+/// The sections of the settings that this service needs.
+#[derive(Deserialize)]
+struct Settings {
+    database: storage::Settings,
+    broker: broker::Settings,
+    worker: worker::Settings,
+    health: HealthSettings,
+    telemetry: telemetry::Settings,
+    sequenced: sequenced::Settings,
+    event_processor: Own,
+}
+
+#[derive(Deserialize)]
+struct Own {
+    #[serde(flatten)]
+    consuming: Consuming,
+    lanes: usize,
+    work_ms: WorkTime,
+    simulate_failures: bool,
+}
+
+/// Runs the service until it's told to stop.
+///
+/// # Errors
+/// When the settings can't be used.
+pub fn run() -> anyhow::Result<()> {
+    let settings: Settings = settings::load(SERVICE)?;
+    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
+    let Own { consuming, lanes, work_ms, simulate_failures } = settings.event_processor;
+    let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
+    Processor {
+        service: SERVICE,
+        stream: ACCOUNT_EVENT,
+        settings: settings.sequenced,
+        lanes,
+        worker: settings.worker,
+        consuming,
+        health: settings.health,
+        broker: settings.broker,
+        database: Database::open(&settings.database, SERVICE)?,
+        handler: AccountEvents { work: work_ms, simulate_failures },
+    }
+    .run_until(stop)
+}
+
+/// The handler: some work that takes its time, and a row for each event that takes effect.
+pub struct AccountEvents {
+    /// How long the work takes.
+    pub work: WorkTime,
+    /// Whether payloads may ask for failures.
+    pub simulate_failures: bool,
+}
+
+impl Handler for AccountEvents {
+    /// How long the work took.
+    type Done = Duration;
+
+    fn work(&self, event: &Event) -> Result<Duration, Failure> {
+        let began = Instant::now();
+        if self.simulate_failures {
+            Simulation::asked_for(&event.payload).map_or(Ok(()), Simulation::run)?;
+        }
+        let time = self.work.pick();
+        if !time.is_zero() {
+            thread::sleep(time);
+        }
+        Ok(began.elapsed())
+    }
+
+    fn apply(&self, conn: &mut PgConnection, worker: &str, done: &[(&Event, &Duration)]) -> storage::Result<()> {
+        let effects: Vec<_> = done
+            .iter()
+            .map(|(event, took)| Effect {
+                account: &event.key,
+                seq: event.seq,
+                work_ms: i32::try_from(took.as_millis()).unwrap_or(i32::MAX),
+            })
+            .collect();
+        account_effects::record(conn, worker, &effects)
+    }
+}

@@ -45,12 +45,21 @@ pub fn attend(conn: &mut PgConnection, service: &str, holder: &str, ttl: Duratio
     Ok(member::table.filter(member::service.eq(service)).select(member::holder).order(member::holder).load(conn)?)
 }
 
+/// Takes the member off the list. Its leases stay.
+///
+/// # Errors
+/// The database's.
+pub fn depart(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
+    diesel::delete(member::table.find((service, holder))).execute(conn)?;
+    Ok(())
+}
+
 /// Takes the member off the list, with all its leases: others may have them at once.
 ///
 /// # Errors
 /// The database's.
 pub fn leave(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
-    diesel::delete(member::table.find((service, holder))).execute(conn)?;
+    depart(conn, service, holder)?;
     diesel::update(lease::table.filter(lease::holder.eq(holder))).set(lease::holder.eq(None::<String>)).execute(conn)?;
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use crate::{
     Error, Result, locks, outbox,
-    schema::stream,
+    schema::{stream, stream_head},
 };
 use chrono::{DateTime, Utc};
 use diesel::{
@@ -237,6 +237,15 @@ pub fn load(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<St
         .collect())
 }
 
+/// The newest sequence of each of the keys that there are, in no order.
+///
+/// # Errors
+/// The database's.
+pub fn heads(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<(String, i64)>> {
+    let rows = stream_head::table.filter(stream_head::stream.eq(name).and(stream_head::key.eq_any(keys)));
+    Ok(rows.select((stream_head::key, stream_head::seq)).load(conn)?)
+}
+
 /// The event that a key is at, as it was when it was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position<'a> {
@@ -312,9 +321,11 @@ pub struct Failed<'a> {
     pub error: &'a str,
     /// After how long to try again; `None` parks the key.
     pub retry_after: Option<Duration>,
+    /// Whether it counts as an attempt: not if something was away that every event needs.
+    pub counts: bool,
 }
 
-/// Counts failed attempts, unless the event has taken effect or an operator has changed it meanwhile.
+/// Notes failed attempts, unless the event has taken effect or an operator has changed it meanwhile.
 ///
 /// # Errors
 /// The database's.
@@ -328,10 +339,10 @@ pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Resul
         .collect();
     sql_query(
         "UPDATE stream_cursor c
-         SET attempts = c.attempts + 1, deaths = 0, last_error = failed.error,
+         SET attempts = c.attempts + failed.counts::integer, deaths = 0, last_error = failed.error,
              retry_at = clock_timestamp() + failed.wait_ms * interval '1 ms',
              parked_at = CASE WHEN failed.wait_ms IS NULL THEN clock_timestamp() END
-         FROM unnest($2, $3, $4, $5, $6) AS failed (key, seq, revision, error, wait_ms)
+         FROM unnest($2, $3, $4, $5, $6, $7) AS failed (key, seq, revision, error, wait_ms, counts)
          WHERE c.stream = $1 AND c.key = failed.key AND c.seq = failed.seq - 1 AND c.revision = failed.revision",
     )
     .bind::<Text, _>(name)
@@ -340,6 +351,7 @@ pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Resul
     .bind::<Array<Integer>, _>(&revisions)
     .bind::<Array<Text>, _>(failed.iter().map(|failed| failed.error).collect::<Vec<_>>())
     .bind::<Array<Nullable<BigInt>>, _>(waits)
+    .bind::<Array<Bool>, _>(failed.iter().map(|failed| failed.counts).collect::<Vec<_>>())
     .execute(conn)?;
     Ok(())
 }

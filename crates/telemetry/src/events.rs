@@ -390,3 +390,141 @@ impl Event for SweepDone {
         metrics::SWEEP_REMOVED.add("", self.removed);
     }
 }
+
+/// Events of a sequenced stream have taken effect.
+#[derive(Clone, Copy, Debug)]
+pub struct EventsApplied<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// How many.
+    pub events: u64,
+    /// Events whose effect somebody else had had meanwhile: they changed nothing.
+    pub late: u64,
+    /// How long the transaction took.
+    pub duration: Duration,
+    /// The age of the oldest.
+    pub lag: Option<Duration>,
+}
+
+impl Event for EventsApplied<'_> {
+    fn emit(self) {
+        log::debug!(
+            stream = self.stream, events = self.events, late = self.late, duration_ms = millis(self.duration),
+            lag_ms = self.lag.map(millis);
+            "events took effect"
+        );
+        metrics::STREAM_APPLIED.add(self.stream, self.events);
+        metrics::STREAM_LATE.add(self.stream, self.late);
+        metrics::STREAM_BATCH_SIZE.size(self.stream, self.events);
+        if let Some(lag) = self.lag {
+            metrics::STREAM_LAG_MS.time(self.stream, lag);
+        }
+    }
+}
+
+/// An event failed. Its key waits for the next attempt, or is parked; other keys go on.
+#[derive(Clone, Copy)]
+pub struct EventFailed<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// The key.
+    pub key: &'a str,
+    /// The event's place.
+    pub seq: i64,
+    /// Attempts so far, from 1.
+    pub attempt: u32,
+    /// How long it waits; `None` where the key is parked.
+    pub delay: Option<Duration>,
+    /// Why.
+    pub error: &'a dyn Display,
+}
+
+impl Event for EventFailed<'_> {
+    fn emit(self) {
+        match self.delay {
+            Some(delay) => {
+                log::warn!(
+                    stream = self.stream, key = self.key, seq = self.seq, attempt = self.attempt,
+                    delay_ms = millis(delay), error:% = self.error;
+                    "an event failed and waits for another attempt"
+                );
+                metrics::STREAM_RETRIED.add(self.stream, 1);
+            }
+            None => {
+                log::error!(
+                    stream = self.stream, key = self.key, seq = self.seq, attempt = self.attempt,
+                    error:% = self.error;
+                    "parked a key: its next event waits for an operator"
+                );
+                metrics::STREAM_PARKED.add(self.stream, 1);
+            }
+        }
+    }
+}
+
+/// An event's handling ran past its time limit, so the process ends. Sends the metrics as well, since nothing else will.
+#[derive(Clone, Copy, Debug)]
+pub struct EventOverran<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// The key.
+    pub key: &'a str,
+    /// The event's place.
+    pub seq: i64,
+    /// The limit.
+    pub limit: Duration,
+}
+
+impl Event for EventOverran<'_> {
+    fn emit(self) {
+        log::error!(
+            stream = self.stream, key = self.key, seq = self.seq, limit_ms = millis(self.limit);
+            "an event's handling ran past its time limit; the process ends"
+        );
+        crate::flush();
+    }
+}
+
+/// The sweep has found events that no message had brought.
+#[derive(Clone, Copy, Debug)]
+pub struct EventsSwept<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// Keys that go on because of it.
+    pub keys: u64,
+}
+
+impl Event for EventsSwept<'_> {
+    fn emit(self) {
+        log::debug!(stream = self.stream, keys = self.keys; "the sweep found events that waited");
+        metrics::STREAM_SWEPT.add(self.stream, self.keys);
+    }
+}
+
+/// The shards that this process works on have changed.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardsChanged<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// How many it has now.
+    pub held: u64,
+    /// Taken that were free.
+    pub taken: u64,
+    /// Taken from a process that hadn't renewed its lease.
+    pub taken_over: u64,
+    /// Given back, or lost.
+    pub given_up: u64,
+    /// Processes that share them.
+    pub members: u64,
+}
+
+impl Event for ShardsChanged<'_> {
+    fn emit(self) {
+        log::info!(
+            stream = self.stream, held = self.held, taken = self.taken, taken_over = self.taken_over,
+            given_up = self.given_up, members = self.members;
+            "the shards held have changed"
+        );
+        metrics::STREAM_TAKEN_OVER.add(self.stream, self.taken_over);
+    }
+}

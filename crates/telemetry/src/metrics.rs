@@ -57,6 +57,14 @@ metrics! {
     BROKER_BLOCKED: Counter "broker.blocked" "times that the broker blocked a connection, being short of memory or disk"
     IMPORT_CREATED: Counter "import.created" "users created by follower imports"
     IMPORT_SKIPPED: Counter "import.skipped" "logins that follower imports found taken"
+    STREAM_APPLIED: Counter "stream.<stream>.applied" "events of the stream that took effect"
+    STREAM_LATE: Counter "stream.<stream>.late" "events that had taken effect elsewhere meanwhile"
+    STREAM_BATCH_SIZE: Histogram "stream.<stream>.batch_size" "events that took effect in one transaction"
+    STREAM_LAG_MS: Timer "stream.<stream>.lag_ms" "age of a transaction's oldest event when it has taken effect"
+    STREAM_RETRIED: Counter "stream.<stream>.retried" "failed events that wait for another attempt"
+    STREAM_PARKED: Counter "stream.<stream>.parked" "keys parked for an operator"
+    STREAM_SWEPT: Counter "stream.<stream>.swept" "keys that went on because of the sweep, not of a message"
+    STREAM_TAKEN_OVER: Counter "stream.<stream>.taken_over" "shards taken from processes that had died or frozen"
     SWEEP_REMOVED: Counter "sweep.removed" "feed rows removed that no reader could see any more"
 }
 

@@ -37,6 +37,14 @@ fn emit_every_event() {
     let import_id = &7;
     emit(ImportProgressed { import_id, correlation_id, requested: 10, done: 10, created: 8, skipped: 2 });
     emit(SweepDone { removed: 11, duration: SECOND });
+    let stream = "account_event";
+    emit(EventsApplied { stream, events: 5, late: 1, duration: SECOND, lag: Some(SECOND) });
+    for delay in [Some(SECOND), None] {
+        emit(EventFailed { stream, key: "a-1", seq: 3, attempt: 2, delay, error: &"away" });
+    }
+    emit(EventOverran { stream, key: "a-1", seq: 3, limit: SECOND });
+    emit(EventsSwept { stream, keys: 4 });
+    emit(ShardsChanged { stream, held: 8, taken: 2, taken_over: 6, given_up: 0, members: 2 });
 }
 
 /// The lines that come in until none comes for as long as the flushing takes, at the longest.

@@ -19,6 +19,8 @@ pub use backoff::Backoff;
 pub use death::Death;
 pub use decode::{json, kind};
 pub use handler::{BatchHandler, Item, Outgoing, Received, Step};
+pub use panics::catch;
+pub use policy::reason;
 pub use pulse::Pulse;
 pub use queues::Queues;
 pub use settings::{Consuming, HealthSettings, Settings};

@@ -12,8 +12,11 @@ thread_local! {
     static LAST: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Runs `work`; a panic becomes words for it.
-pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+/// Runs `work`; a panic becomes words for it, which repeat nothing but literals.
+///
+/// # Errors
+/// When it panicked: where, and why if that's a literal.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = panic::take_hook();

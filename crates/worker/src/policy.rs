@@ -98,7 +98,7 @@ fn onward(received: &Received, exchange: String) -> Envelope {
 }
 
 /// The whole chain of an error on one bounded line.
-pub(crate) fn reason(error: &anyhow::Error) -> String {
+pub fn reason(error: &anyhow::Error) -> String {
     let line: String = format!("{error:#}").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match shorten(&line, ERROR_MAX) {
         whole if whole.len() == line.len() => line,
