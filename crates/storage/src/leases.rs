@@ -166,3 +166,27 @@ pub fn list(conn: &mut PgConnection, resources: &[&str]) -> Result<Vec<Lease>> {
     .bind::<Array<Text>, _>(resources)
     .load(conn)?)
 }
+
+/// A member of a service.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Member {
+    /// Its name.
+    #[diesel(sql_type = Text)]
+    pub holder: String,
+    /// How long ago it said that it's there.
+    #[diesel(sql_type = BigInt)]
+    pub seen_ms_ago: i64,
+}
+
+/// The members of a service, sorted, those included that have died lately.
+///
+/// # Errors
+/// The database's.
+pub fn members(conn: &mut PgConnection, service: &str) -> Result<Vec<Member>> {
+    Ok(sql_query(
+        "SELECT holder, (extract(epoch FROM clock_timestamp() - seen_at) * 1000)::bigint AS seen_ms_ago FROM member
+         WHERE service = $1 ORDER BY holder",
+    )
+    .bind::<Text, _>(service)
+    .load(conn)?)
+}
