@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Every service of the fleet, in the order in which they're started.
-pub const SERVICES: [&str; 8] = [
+pub const SERVICES: [&str; 9] = [
     "api-gateway",
     "outbox-relay",
     "dead-letter-recorder",
@@ -24,6 +24,7 @@ pub const SERVICES: [&str; 8] = [
     "feed-updater",
     "email-notifier",
     "sms-notifier",
+    "event-processor",
 ];
 
 /// Which process of a fleet: the service's name and a number.

@@ -36,7 +36,6 @@ fn emit_every_event() {
     emit(OutboxRelayed { messages: 9, duration: SECOND, lag: SECOND });
     let import_id = &7;
     emit(ImportProgressed { import_id, correlation_id, requested: 10, done: 10, created: 8, skipped: 2 });
-    emit(SweepDone { removed: 11, duration: SECOND });
     let stream = "account_event";
     emit(EventsApplied { stream, events: 5, late: 1, duration: SECOND, lag: Some(SECOND) });
     for delay in [Some(SECOND), None] {
@@ -45,6 +44,7 @@ fn emit_every_event() {
     emit(EventOverran { stream, key: "a-1", seq: 3, limit: SECOND });
     emit(EventsSwept { stream, keys: 4 });
     emit(ShardsChanged { stream, held: 8, taken: 2, taken_over: 6, given_up: 0, members: 2 });
+    emit(SweepDone { removed: 11, duration: SECOND });
 }
 
 /// The lines that come in until none comes for as long as the flushing takes, at the longest.
