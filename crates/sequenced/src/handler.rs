@@ -51,11 +51,7 @@ impl Event {
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, seq, revision, .. } = self;
-        f.debug_struct("Event")
-            .field("key", key)
-            .field("seq", seq)
-            .field("revision", revision)
-            .finish_non_exhaustive()
+        f.debug_struct("Event").field("key", key).field("seq", seq).field("revision", revision).finish_non_exhaustive()
     }
 }
 

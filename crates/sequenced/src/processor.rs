@@ -291,6 +291,13 @@ fn age(since: DateTime<Utc>) -> Duration {
     (Utc::now() - since).to_std().unwrap_or_default()
 }
 
+/// Why a transaction didn't take place.
+struct Refused {
+    error: storage::Error,
+    /// The handler's, if that's why.
+    panic: Option<String>,
+}
+
 struct Engine<H: Handler> {
     stream: &'static str,
     holder: String,
@@ -406,21 +413,25 @@ impl<H: Handler> Engine<H> {
                     }
                     return self.go_on(batch, states);
                 }
-                Err(storage::Error::Unavailable(error)) => {
+                Err(Refused { error: storage::Error::Unavailable(error), .. }) => {
                     let (delay, say) = away.failed();
                     if say {
                         emit(DatabaseUnavailable { error: &error, retry_in: Some(delay) });
                     }
                     thread::sleep(delay);
                 }
-                Err(error) if batch.done.len() > 1 => {
-                    log::debug!("a batch of {} events is divided: {:#}", batch.done.len(), anyhow::Error::new(error));
+                Err(refused) if batch.done.len() > 1 => {
+                    let events = batch.done.len();
+                    log::debug!("a batch of {events} events is divided: {:#}", anyhow::Error::new(refused.error));
                     let half = batch.done.split_off(batch.done.len() / 2);
                     self.settle(Batch { done: half, ..Batch::default() });
                 }
-                Err(error) => match batch.done.pop() {
+                Err(Refused { error, panic }) => match batch.done.pop() {
                     Some((task, _)) => {
-                        let failure = Failure::from(error);
+                        let failure = match panic {
+                            Some(panic) => Failure::Transient(anyhow!("applying it {panic}")),
+                            None => error.into(),
+                        };
                         batch.add(Outcome::Failed(task, failure), |attempts, failure| self.course(attempts, failure));
                     }
                     None => {
@@ -436,11 +447,12 @@ impl<H: Handler> Engine<H> {
     }
 
     /// One transaction: what begins, what is done, what has failed; and how the keys stand that go on.
-    fn commit(&self, batch: &Batch<H::Done>) -> storage::Result<Vec<State>> {
-        let began = Instant::now();
+    fn commit(&self, batch: &Batch<H::Done>) -> Result<Vec<State>, Refused> {
+        let (began, mut panic) = (Instant::now(), None);
         let done: Vec<_> = batch.done.iter().map(|(task, done)| (&task.event, done)).collect();
-        let keys: Vec<&str> = done.iter().map(|(event, _)| &*event.key).chain(batch.reload.iter().map(|key| &**key)).collect();
-        let (states, applied) = self.database.transaction(|conn| {
+        let keys: Vec<&str> =
+            done.iter().map(|(event, _)| &*event.key).chain(batch.reload.iter().map(|key| &**key)).collect();
+        let committed = self.database.transaction(|conn| {
             if !batch.begin.is_empty() {
                 streams::begin(conn, self.stream, &positions(&batch.begin))?;
             }
@@ -455,14 +467,15 @@ impl<H: Handler> Engine<H> {
                 Vec::new()
             } else {
                 let applied = worker::catch(|| apply(conn, self.stream, &self.holder, &self.handler, &done));
-                applied.unwrap_or_else(|panic| {
-                    log::error!("applying events {panic}");
+                applied.unwrap_or_else(|panicked| {
+                    panic = Some(panicked);
                     Err(storage::Error::Conflict("the handler panicked"))
                 })?
             };
             let states = if keys.is_empty() { Vec::new() } else { streams::load(conn, self.stream, &keys)? };
             Ok((states, won.into_iter().filter(|won| *won).count()))
-        })?;
+        });
+        let (states, applied) = committed.map_err(|error| Refused { error, panic })?;
         if !done.is_empty() {
             let oldest = done.iter().map(|(event, _)| event.generated_at).min();
             emit(EventsApplied {
@@ -478,8 +491,7 @@ impl<H: Handler> Engine<H> {
 
     /// The batch is committed: the lanes go on.
     fn go_on(&self, batch: Batch<H::Done>, states: Vec<State>) {
-        let mut states: BTreeMap<String, State> =
-            states.into_iter().map(|state| (state.key.clone(), state)).collect();
+        let mut states: BTreeMap<String, State> = states.into_iter().map(|state| (state.key.clone(), state)).collect();
         for failed in &batch.failed {
             failed.emit(self.stream);
         }
@@ -527,14 +539,15 @@ impl<H: Handler> Engine<H> {
         // What comes before the place where the last one stopped is looked at too.
         let mut rounds = if after.is_empty() { 1 } else { 2 };
         while rounds > 0 && !held.is_empty() && !self.stop.is_requested() {
-            if self.lanes().free() < PAGE {
+            if self.lanes().free() == 0 {
                 return Ok(());
             }
             let swept = self
                 .database
                 .transaction(|conn| streams::sweep(conn, self.stream, owned.shards, &held, after, PAGE as i64))?;
             let woken = self.wake(swept.keys.iter().map(String::as_str))?;
-            let overlooked = woken.iter().filter(|woken| woken.since.is_some_and(|since| age(since) > OVERLOOKED)).count();
+            let overlooked =
+                woken.iter().filter(|woken| woken.since.is_some_and(|since| age(since) > OVERLOOKED)).count();
             if overlooked > 0 {
                 emit(EventsSwept { stream: self.stream, keys: overlooked as u64 });
             }
@@ -619,13 +632,17 @@ impl<H: Handler> Engine<H> {
         let resources: Vec<String> = (0..layout.shards.max(layout.queues)).map(|shard| self.resource(shard)).collect();
         let round = leases.round(&resources)?;
         let (gained, lost) = (!round.gained.is_empty(), !round.lost.is_empty());
-        let taken_over: Vec<_> =
-            round.gained.iter().filter_map(|claimed| Some((self.shard(&claimed.resource)?, claimed.taken_over_at?))).collect();
+        let taken_over: Vec<_> = round
+            .gained
+            .iter()
+            .filter_map(|claimed| Some((self.shard(&claimed.resource)?, claimed.taken_over_at?)))
+            .collect();
         let divided = shards.layout.is_some_and(|before| before.shards != layout.shards);
         if divided {
             // Whoever died may have had any key of what is a shard now.
             let latest = shards.took_over.values().max().copied();
-            shards.took_over = latest.into_iter().flat_map(|at| (0..layout.shards).map(move |shard| (shard, at))).collect();
+            shards.took_over =
+                latest.into_iter().flat_map(|at| (0..layout.shards).map(move |shard| (shard, at))).collect();
         }
         for claimed in &round.gained {
             if let Some(shard) = self.shard(&claimed.resource) {
@@ -633,15 +650,14 @@ impl<H: Handler> Engine<H> {
             }
         }
         shards.took_over.extend(taken_over.iter().copied());
-        shards.leaving = round.surplus.iter().cloned().collect();
+        let surplus: BTreeSet<String> = round.surplus.into_iter().collect();
+        let leaving = surplus.difference(&shards.leaving).count();
+        shards.leaving = surplus;
         shards.until = Some(round.until);
         shards.layout = Some(layout);
 
-        let held: BTreeSet<i32> = leases
-            .held()
-            .difference(&shards.leaving)
-            .filter_map(|resource| self.shard(resource))
-            .collect();
+        let held: BTreeSet<i32> =
+            leases.held().difference(&shards.leaving).filter_map(|resource| self.shard(resource)).collect();
         let own = held
             .iter()
             .filter(|shard| **shard < layout.shards)
@@ -656,13 +672,13 @@ impl<H: Handler> Engine<H> {
         if gained || divided {
             self.sweep.give();
         }
-        if gained || lost || divided || !shards.leaving.is_empty() {
+        if gained || lost || divided || leaving > 0 {
             emit(ShardsChanged {
                 stream: self.stream,
                 held: held.len() as u64,
                 taken: (round.gained.len() - taken_over.len()) as u64,
                 taken_over: taken_over.len() as u64,
-                given_up: (round.lost.len() + round.surplus.len()) as u64,
+                given_up: (round.lost.len() + leaving) as u64,
                 members: round.members as u64,
             });
         }
