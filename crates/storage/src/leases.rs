@@ -60,7 +60,9 @@ pub fn depart(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()
 /// The database's.
 pub fn leave(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
     depart(conn, service, holder)?;
-    diesel::update(lease::table.filter(lease::holder.eq(holder))).set(lease::holder.eq(None::<String>)).execute(conn)?;
+    diesel::update(lease::table.filter(lease::holder.eq(holder)))
+        .set(lease::holder.eq(None::<String>))
+        .execute(conn)?;
     Ok(())
 }
 
@@ -107,12 +109,7 @@ pub fn claim(
     resources: &[&str],
     limit: i64,
 ) -> Result<Vec<Claimed>> {
-    sql_query(
-        "INSERT INTO lease (resource, expires_at) SELECT resource, clock_timestamp() FROM unnest($1) AS new (resource)
-         ORDER BY 1 ON CONFLICT DO NOTHING",
-    )
-    .bind::<Array<Text>, _>(resources)
-    .execute(conn)?;
+    announce(conn, resources)?;
     Ok(sql_query(
         "WITH free AS (
              SELECT resource, holder FROM lease
@@ -127,6 +124,31 @@ pub fn claim(
     .bind::<Array<Text>, _>(resources)
     .bind::<BigInt, _>(limit)
     .load(conn)?)
+}
+
+/// Says that there are these resources, for anybody to take.
+///
+/// # Errors
+/// The database's.
+pub fn announce(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
+    sql_query(
+        "INSERT INTO lease (resource, expires_at) SELECT resource, clock_timestamp() FROM unnest($1) AS new (resource)
+         ORDER BY 1 ON CONFLICT DO NOTHING",
+    )
+    .bind::<Array<Text>, _>(resources)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Says that there aren't these resources any more, unless somebody has them.
+///
+/// # Errors
+/// The database's.
+pub fn remove(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
+    sql_query("DELETE FROM lease WHERE resource = ANY ($1) AND (holder IS NULL OR expires_at < clock_timestamp())")
+        .bind::<Array<Text>, _>(resources)
+        .execute(conn)?;
+    Ok(())
 }
 
 /// Gives leases back, if they are still the holder's.

@@ -7,15 +7,19 @@ use diesel::{
     sql_query,
     sql_types::{Array, BigInt, Bool, Text},
 };
+use domain::topology::Topology;
 use std::time::Duration;
 
-/// How each of the streams is divided, sorted by name.
+/// The exchange and the queues of every stream there is. How many queues that is is told here alone, so whoever declares
+/// them looks each time.
 ///
 /// # Errors
 /// The database's.
-pub fn layouts(conn: &mut PgConnection) -> Result<Vec<(String, Layout)>> {
-    let rows: Vec<(String, i32, i32)> = stream::table.order(stream::stream_).load(conn)?;
-    Ok(rows.into_iter().map(|(name, shards, queues)| (name, Layout { shards, queues })).collect())
+pub fn topology(conn: &mut PgConnection) -> Result<Topology> {
+    let streams: Vec<(String, i32)> =
+        stream::table.order(stream::stream_).select((stream::stream_, stream::queues)).load(conn)?;
+    let topologies = streams.into_iter().map(|(name, queues)| Topology::stream(&name, queues));
+    Ok(topologies.fold(Topology::default(), Topology::and))
 }
 
 /// Runs `work` while no other session does so for the same stream; `None` if one is at it. The lock is the
