@@ -2,6 +2,7 @@
 
 mod refusals;
 mod relay;
+mod topology;
 
 use anyhow::ensure;
 use broker::Session;
@@ -62,6 +63,8 @@ pub fn run() -> anyhow::Result<()> {
         idle_min_ms > 0 && idle_min_ms <= idle_max_ms,
         "outbox_relay.idle_min_ms must be above 0 and at most outbox_relay.idle_max_ms"
     );
+    // Connecting to the broker asks the database, amid a transaction.
+    ensure!(settings.database.pool_size > 1, "database.pool_size must be above 1");
     let database = Database::open(&settings.database, SERVICE)?;
     let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
     // One round takes as long as the broker may take to confirm and the database to answer.
@@ -77,9 +80,9 @@ pub fn run() -> anyhow::Result<()> {
             .ready("database", move || database().map_err(|failure| failure.error().to_string()))
     })?;
 
-    let topology = Topology::fleet(&settings.worker.retry_delays());
+    let fleet = Topology::fleet(&settings.worker.retry_delays());
     let mut away = settings.worker.backoff();
-    while let Err(error) = declare(&settings.broker, &topology) {
+    while let Err(error) = declare(&settings.broker, &fleet, &database) {
         if matches!(error, broker::Error::Url(_)) {
             return Err(error.into());
         }
@@ -95,7 +98,7 @@ pub fn run() -> anyhow::Result<()> {
     }
     broker_answers.store(true, Ordering::Relaxed);
 
-    let mut relay = Relay::new(database, &settings.broker, topology, batch);
+    let mut relay = Relay::new(database, &settings.broker, fleet, batch);
     let mut broker_away = settings.worker.backoff();
     let mut database_away = settings.worker.backoff();
     let mut idle_ms = idle_min_ms;
@@ -139,9 +142,9 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn declare(settings: &broker::Settings, topology: &Topology) -> Result<(), broker::Error> {
+fn declare(settings: &broker::Settings, fleet: &Topology, database: &Database) -> Result<(), broker::Error> {
     let mut session = Session::open(settings, SERVICE)?;
-    broker::declare(&mut session, topology)?;
+    topology::declare(&mut session, fleet, database)?;
     session.close(Instant::now() + GOODBYE);
     Ok(())
 }

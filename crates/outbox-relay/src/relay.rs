@@ -1,4 +1,4 @@
-use crate::{GOODBYE, refusals::Refusals};
+use crate::{GOODBYE, refusals::Refusals, topology};
 use broker::{PublishError, Publisher, Reason};
 use chrono::Utc;
 use domain::{Envelope, topology::Topology};
@@ -38,10 +38,12 @@ enum Fate {
 }
 
 impl Relay {
-    /// A relay of `batch` rows at a time. It declares the topology whenever it connects, since a broker may come back empty.
-    pub fn new(database: Database, broker: &broker::Settings, topology: Topology, batch: i64) -> Self {
-        let publisher =
-            Publisher::new(broker, crate::SERVICE).on_connect(move |session| broker::declare(session, &topology));
+    /// A relay of `batch` rows at a time. It declares the fleet's topology and the streams' queues whenever it connects,
+    /// since a broker may come back empty.
+    pub fn new(database: Database, broker: &broker::Settings, fleet: Topology, batch: i64) -> Self {
+        let streams = database.clone();
+        let publisher = Publisher::new(broker, crate::SERVICE)
+            .on_connect(move |session| topology::declare(session, &fleet, &streams));
         let confirm_timeout = Duration::from_millis(broker.confirm_timeout_ms);
         Self { database, publisher, confirm_timeout, batch, refusals: Refusals::default() }
     }

@@ -3,6 +3,7 @@
 use broker::{Consumer, Delivery, Session, Ticket};
 use domain::{
     Envelope,
+    stream::{ACCOUNT_EVENT, AccountId, Payload, key_hash, shard, shard_queue},
     topology::{Topology, exchange, queue},
 };
 use outbox_relay::{Relay, Round};
@@ -12,7 +13,10 @@ use std::{
     thread,
     time::Duration,
 };
-use storage::{Database, dead_letters, outbox};
+use storage::{
+    Database, dead_letters, outbox,
+    streams::{self, Layout},
+};
 use test_support::{TestDatabase, TestVhost, eventually};
 use worker::Received;
 
@@ -144,6 +148,50 @@ fn while_the_broker_is_away_the_rows_stay_for_whoever_reaches_it() {
     relay_all(&mut relay(&database, vhost.url(), 100));
     assert_eq!(ids(&drain(vhost.url(), queue::PUBLISH_TWEET)), BTreeSet::from(["m1", "m2"]));
     assert_eq!(cut_off.round().unwrap(), Round::Idle);
+}
+
+#[test]
+fn a_streams_queues_are_declared_as_the_database_says_whenever_the_relay_connects() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let key = AccountId::parse("a").expect("an id");
+    let append = || {
+        let event = (key.clone(), Payload::parse("1").expect("JSON"));
+        database.database().transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &[event.clone()], None)).unwrap();
+    };
+    let divide = |shards, queues| {
+        let layout = Layout { shards, queues };
+        database.database().transaction(|conn| streams::divide(conn, ACCOUNT_EVENT, layout)).expect("it's divided");
+    };
+    let queue_of = |shards| shard_queue(ACCOUNT_EVENT, shard(key_hash(key.as_str()), shards));
+    let declared = || {
+        let names: Vec<_> = (0..100).map(|shard| shard_queue(ACCOUNT_EVENT, shard)).collect();
+        let mut session = Session::open(&broker_settings(vhost.url()), "test").expect("a session");
+        broker::existing(&mut session, &names).expect("the broker answers").len()
+    };
+    let mut relay = relay(&database, vhost.url(), 100);
+    append();
+    relay_all(&mut relay);
+    assert_eq!(declared(), 16);
+    assert_eq!(drain(vhost.url(), &queue_of(16)).len(), 1);
+
+    divide(97, 97);
+    eventually("its connection is closed by the server", || (vhost.close_connections() > 0).then_some(()));
+    append();
+    relay_all(&mut relay);
+    assert_eq!(declared(), 97);
+    let arrived = drain(vhost.url(), &queue_of(97));
+    assert_eq!(ids(&arrived), BTreeSet::from(["account_event/a/2"]));
+
+    // Queues that were taken away don't come back.
+    let names: Vec<_> = (10..97).map(|shard| shard_queue(ACCOUNT_EVENT, shard)).collect();
+    let mut session = Session::open(&broker_settings(vhost.url()), "test").expect("a session");
+    divide(10, 10);
+    broker::delete_queues(&mut session, &names).expect("they are deleted");
+    eventually("its connection is closed by the server", || (vhost.close_connections() > 0).then_some(()));
+    append();
+    relay_all(&mut relay);
+    assert_eq!(declared(), 10);
+    assert_eq!(drain(vhost.url(), &queue_of(10)).len(), 1);
 }
 
 #[test]
