@@ -8,7 +8,9 @@ use crate::Event;
 use chrono::{DateTime, Utc};
 use domain::stream::{key_hash, shard};
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,6 +25,9 @@ pub(crate) struct Task {
     /// Whether the attempt is on record, for the case that the process dies of it.
     pub(crate) on_record: bool,
 }
+
+/// An event in hand: its key, its place and its revision.
+pub(crate) type Place = (Arc<str>, i64, i32);
 
 /// What follows from a change of the lanes.
 #[derive(Debug, Default)]
@@ -82,21 +87,27 @@ enum Phase {
     Recording,
 }
 
-/// Suspects of having killed a process are divided by how often they were there when one died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Suspects of having killed a process, by how often they were there when one died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Suspicion {
+    /// Perhaps there once, unrecorded: side by side.
+    Crowd,
     /// There once: some of them side by side, so that a few dozen deaths at the most find one in a thousand lanes.
     Group,
-    /// There again: alone.
+    /// There again, or once more would be too often: alone among suspects, so that nobody else is parked for a death that
+    /// it causes.
     Alone,
 }
 
 impl Suspicion {
-    fn of(deaths: u32) -> Option<Self> {
-        match deaths {
-            0 => None,
-            1 => Some(Self::Group),
-            _ => Some(Self::Alone),
+    /// Of an event that is parked after `limit` attempts.
+    fn of(event: &Event, limit: u32) -> Self {
+        let last = event.attempts.saturating_add(event.deaths).saturating_add(1) >= limit;
+        match event.deaths {
+            2.. => Self::Alone,
+            _ if last => Self::Alone,
+            1 => Self::Group,
+            0 => Self::Crowd,
         }
     }
 }
@@ -228,16 +239,13 @@ impl Lanes {
                 let suspect = event.deaths > 0 || took_over_at.is_some_and(|at| event.generated_at < at);
                 let attempts = event.attempts.saturating_add(event.deaths);
                 let task = Task { lane: lane.id, event, on_record: suspect };
-                if attempts >= self.attempts {
+                if task.event.deaths > 0 && attempts >= self.attempts {
                     lane.phase = Phase::Recording;
                     actions.park.push(Task { on_record: false, ..task });
-                } else if !suspect {
-                    actions.start.push(task);
-                } else if task.event.deaths == 0 {
-                    lane.phase = Phase::Beginning;
-                    actions.begin.push(task);
-                } else {
+                } else if suspect {
                     self.held_back.push(task);
+                } else {
+                    actions.start.push(task);
                 }
             }
             None if mine && lane.poked => {
@@ -249,29 +257,39 @@ impl Lanes {
         }
     }
 
-    /// Lets suspects go whose turn it is, those that were there most often first.
+    /// Lets suspects go whose turn it is. Those that have to be alone come first: while one of them is at large or waits
+    /// for others to end, nobody else goes.
     fn release(&mut self, actions: &mut Actions) {
-        let (lanes, owned) = (&self.lanes, &self.owned);
-        let at_large = |suspicion| lanes.values().filter(|lane| lane.suspicion == Some(suspicion)).count();
         if self.held_back.is_empty() {
             return;
         }
-        let (mut group, mut alone) = (at_large(Suspicion::Group), at_large(Suspicion::Alone));
+        let (lanes, owned) = (&self.lanes, &self.owned);
         let gone: Vec<Task> =
             self.held_back.extract_if(.., |task| owned.shard(key_hash(&task.event.key)).is_none()).collect();
+        let at_large = |suspicion| lanes.values().filter(|lane| lane.suspicion == Some(suspicion)).count();
+        let [mut crowd, mut group, mut alone] = [Suspicion::Crowd, Suspicion::Group, Suspicion::Alone].map(at_large);
+        let (limit, group_limit) = (self.attempts, (self.limit >> 5).max(1));
+        let suspicion = |task: &Task| Suspicion::of(&task.event, limit);
+        self.held_back.sort_by_key(|task| Reverse((suspicion(task), task.event.deaths)));
+        let has_its_turn = |task: &mut Task| match suspicion(task) {
+            Suspicion::Alone => mem::replace(&mut alone, 1) + group + crowd == 0,
+            _ if alone > 0 => false,
+            Suspicion::Group if group >= group_limit => false,
+            Suspicion::Group => {
+                group += 1;
+                true
+            }
+            Suspicion::Crowd => {
+                crowd += 1;
+                true
+            }
+        };
+        let going: Vec<Task> = self.held_back.extract_if(.., has_its_turn).collect();
         for task in gone {
             self.end(&task);
         }
-        self.held_back.sort_by_key(|task| task.event.deaths);
-        while let Some(suspicion) = self.held_back.last().and_then(|task| Suspicion::of(task.event.deaths)) {
-            match suspicion {
-                _ if alone > 0 => return,
-                Suspicion::Alone if group > 0 => return,
-                Suspicion::Group if group >= (self.limit >> 5).max(1) => return,
-                Suspicion::Alone => alone += 1,
-                Suspicion::Group => group += 1,
-            }
-            let Some(task) = self.held_back.pop() else { return };
+        for task in going {
+            let suspicion = Suspicion::of(&task.event, limit);
             if let Some(lane) = self.lane(&task) {
                 lane.suspicion = Some(suspicion);
                 lane.phase = Phase::Beginning;
@@ -347,20 +365,29 @@ impl Lanes {
         lanes.map(|lane| shard(lane.hash, self.owned.shards)).collect()
     }
 
-    /// An event that has been worked on for longer than `limit`: its key, place and revision.
-    pub(crate) fn overdue(&self, limit: Duration, now: Instant) -> Option<(Arc<str>, i64, i32)> {
-        self.lanes.iter().find_map(|(key, lane)| match lane.phase {
-            Phase::Working(since) if now.saturating_duration_since(since) > limit => {
-                Some((key.clone(), lane.at.0, lane.at.1))
-            }
-            _ => None,
+    /// Events that have been worked on for longer than `limit`.
+    pub(crate) fn overdue(&self, limit: Duration, now: Instant) -> Vec<Place> {
+        self.positions(|lane| match lane.phase {
+            Phase::Working(since) => now.saturating_duration_since(since) > limit,
+            _ => false,
         })
+    }
+
+    /// Events whose attempts are on record, or about to be.
+    pub(crate) fn on_record(&self) -> Vec<Place> {
+        self.positions(|lane| lane.suspicion.is_some())
+    }
+
+    fn positions(&self, of: impl Fn(&Lane) -> bool) -> Vec<Place> {
+        let lanes = self.lanes.iter().filter(|(_, lane)| of(lane));
+        lanes.map(|(key, lane)| (key.clone(), lane.at.0, lane.at.1)).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice;
     use storage::streams::Next;
 
     /// Two suspects who were there once run side by side.
@@ -621,7 +648,7 @@ mod tests {
         while !at_large.is_empty() {
             work(&mut lanes, &at_large[..1]);
             let one = at_large.remove(0);
-            let next = if through.len() % 2 == 0 { apply(&mut lanes, &[one]) } else { lanes.failed(&[one]) };
+            let next = if through.len().is_multiple_of(2) { apply(&mut lanes, &[one]) } else { lanes.failed(&[one]) };
             assert!(next.begin.len() <= 1, "one comes for one that's through");
             through.extend(names(&next.begin));
             at_large.extend(next.begin);
@@ -651,8 +678,40 @@ mod tests {
     }
 
     #[test]
+    fn whoever_would_be_parked_for_one_more_death_is_alone() {
+        // A few retries only, or failures before: as many deaths as others survive are too many here.
+        for (attempts, deaths) in [(0, 3), (1, 2), (2, 1), (3, 0)] {
+            let last = |key| State { attempts, ..survivor(key, deaths) };
+            let mut lanes = lanes_taken_over();
+            let crowd = take(&mut lanes, [state("a", 0, 1), state("b", 0, 1)]).begin;
+            assert_eq!(crowd.len(), 2, "they may be there once");
+            assert_nothing(&take(&mut lanes, [last("last"), last("also last"), survivor("once", 1), state("c", 0, 1)]));
+            work(&mut lanes, &crowd);
+            let mut alone = apply(&mut lanes, &crowd).begin;
+            for _ in 0..2 {
+                let [one] = &alone[..] else { panic!("{alone:?}, {attempts}, {deaths}") };
+                assert!(one.event.key.ends_with("last"));
+                let one = one.clone();
+                work(&mut lanes, slice::from_ref(&one));
+                alone = lanes.failed([&one]).begin;
+            }
+            let mut others = names(&alone);
+            others.sort();
+            assert_eq!(others, ["c/1", "once/1"]);
+        }
+    }
+
+    #[test]
     fn an_event_whose_processes_have_died_as_often_as_it_may_fail_is_parked() {
-        for (attempts, deaths, parked) in [(0, 4, true), (1, 3, true), (3, 1, true), (0, 3, false), (2, 1, false)] {
+        for (attempts, deaths, parked) in [
+            (0, 4, true),
+            (1, 3, true),
+            (3, 1, true),
+            (0, 3, false),
+            (2, 1, false),
+            // By settings that allowed more: its next failure parks it, for a reason of its own.
+            (5, 0, false),
+        ] {
             let mut lanes = lanes();
             let taken = take(&mut lanes, [State { attempts, ..survivor("a", deaths) }]);
             let (parking, others) = (names(&taken.park), taken.begin.len() + taken.start.len());
@@ -705,10 +764,28 @@ mod tests {
         let replaced = State { revision: 2, ..state("a", 4, 5) };
         let tasks = take(&mut lanes, [replaced, state("b", 0, 1)]).start;
         assert!(lanes.start(&tasks[0], now));
-        assert_eq!(lanes.overdue(limit, now + limit), None);
+        assert_eq!(lanes.overdue(limit, now + limit), []);
         let late = now + limit + Duration::from_millis(1);
-        assert_eq!(lanes.overdue(limit, late), Some(("a".into(), 5, 2)));
+        assert_eq!(lanes.overdue(limit, late), [("a".into(), 5, 2)]);
         lanes.worked(&tasks[0]);
-        assert_eq!(lanes.overdue(limit, late), None, "recording it isn't work, nor is waiting for a thread");
+        assert_eq!(lanes.overdue(limit, late), [], "recording it isn't work, nor is waiting for a thread");
+    }
+
+    #[test]
+    fn those_on_record_are_known_for_the_case_that_another_one_ends_the_process() {
+        let mut lanes = lanes_taken_over();
+        let later = Next { seq: 1, payload: "1".into(), generated_at: at(21) };
+        let taken = take(
+            &mut lanes,
+            [state("before", 0, 1), State { next: Some(later), ..state("later", 0, 1) }, survivor("twice", 2)],
+        );
+        work(&mut lanes, &taken.start);
+        assert_eq!(lanes.on_record(), [("twice".into(), 1, 0)], "the other suspect waits");
+        work(&mut lanes, &taken.begin);
+        assert_eq!(lanes.on_record(), [("twice".into(), 1, 0)]);
+        let next = apply(&mut lanes, &taken.begin).begin;
+        assert_eq!(lanes.on_record(), [("before".into(), 1, 0)], "its turn has come");
+        lanes.failed(&next);
+        assert_eq!(lanes.on_record(), []);
     }
 }

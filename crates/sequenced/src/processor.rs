@@ -3,7 +3,7 @@
 use crate::{
     Event, Handler, Leases, Settings,
     handler::apply,
-    lanes::{Actions, Lanes, Owned, Task},
+    lanes::{Actions, Lanes, Owned, Place, Task},
     pool::Pool,
 };
 use anyhow::{Context as _, anyhow, ensure};
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    Database,
+    Database, PgConnection,
     attempts::Ledger,
     streams::{self, Failed, Layout, Position, State},
 };
@@ -285,6 +285,10 @@ impl<D> Batch<D> {
 
 fn positions(tasks: &[Task]) -> Vec<Position<'_>> {
     tasks.iter().map(|task| task.event.position()).collect()
+}
+
+fn position((key, seq, revision): &Place) -> Position<'_> {
+    Position { key, seq: *seq, revision: *revision }
 }
 
 fn age(since: DateTime<Utc>) -> Duration {
@@ -562,25 +566,40 @@ impl<H: Handler> Engine<H> {
         let limit = Duration::from_millis(self.worker.time_limit_ms);
         while !finished.wait(Duration::from_millis(100)) {
             let overdue = self.lanes().overdue(limit, Instant::now());
-            let Some((key, seq, revision)) = overdue else { continue };
-            let recorded = self.database.transaction(|conn| {
-                let state = streams::load(conn, self.stream, &[&key])?;
-                let attempts = state.first().map_or(0, |state| state.attempts + state.deaths);
-                let failure = Failure::Transient(anyhow!("its handling ran past the time limit of {limit:?}"));
-                let retry_after = match self.course(attempts, &failure) {
-                    Course::Retry(delay) | Course::Wait(delay) => Some(delay),
-                    Course::Park => None,
-                };
-                let error = worker::reason(failure.error());
-                let position = Position { key: &key, seq, revision };
-                streams::fail(conn, self.stream, &[Failed { position, error: &error, retry_after, counts: true }])
-            });
-            if let Err(error) = recorded {
+            if overdue.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.database.transaction(|conn| self.overran(conn, &overdue, limit)) {
                 log::error!("can't record that an event overran: {:#}", anyhow::Error::new(error));
             }
-            emit(EventOverran { stream: self.stream, key: &key, seq, limit });
+            for (key, seq, _) in &overdue {
+                emit(EventOverran { stream: self.stream, key, seq: *seq, limit });
+            }
             process::exit(EX_TEMPFAIL);
         }
+    }
+
+    /// Records that the process ends because of these events, and not because of others.
+    fn overran(&self, conn: &mut PgConnection, overdue: &[Place], limit: Duration) -> storage::Result<()> {
+        let failure = Failure::Transient(anyhow!("its handling ran past the time limit of {limit:?}"));
+        let error = worker::reason(failure.error());
+        let keys: Vec<&str> = overdue.iter().map(|(key, ..)| &**key).collect();
+        let states = streams::load(conn, self.stream, &keys)?;
+        let failed = |place| {
+            let position = position(place);
+            let state = states.iter().find(|state| state.key == position.key);
+            // If this attempt is on record, it's one of those.
+            let before = state.map_or(0, |state| state.attempts + state.deaths.saturating_sub(1));
+            let retry_after = match self.course(before, &failure) {
+                Course::Retry(delay) | Course::Wait(delay) => Some(delay),
+                Course::Park => None,
+            };
+            Failed { position, error: &error, retry_after, counts: true }
+        };
+        streams::fail(conn, self.stream, &overdue.iter().map(failed).collect::<Vec<_>>())?;
+        let on_record = self.lanes().on_record();
+        let others = on_record.iter().filter(|place| !overdue.contains(place));
+        streams::take_back(conn, self.stream, &others.map(position).collect::<Vec<_>>())
     }
 
     /// Keeps this process's share of the shards, until it's time to stop; then hands them over one by one, as soon as
