@@ -90,7 +90,7 @@ pub(crate) async fn put(
     let image = fields.required("image", image);
     let (id, (image, format)) = fields.finish((id, image))?;
     if image.len() > limit {
-        return Err(Error::TooLarge { what: "image", limit });
+        return Err(Error::TooLarge { what: "image".into(), limit });
     }
     let keep = move |conn: &mut _| {
         let link = format!("/avatar/{id}/{}", file_name(&image, format));

@@ -59,20 +59,10 @@ pub(crate) enum Kinds {
 
 /// Reads a body of at most `limit` bytes.
 pub(crate) async fn read(req: &HttpRequest, payload: Payload, kinds: Kinds, limit: usize) -> Result<Fields, Error> {
-    let declared = req.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > limit as u64) {
-        return Err(too_large(limit));
-    }
-    let content_type = req.headers().get(CONTENT_TYPE).map_or(Ok(""), |value| value.to_str()).unwrap_or("unreadable");
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let form = kinds == Kinds::JsonAndForms;
     let receive = async {
-        match essence.as_str() {
-            // Clients that don't say what they send send JSON.
-            "" | "application/json" => json(&bytes(payload, limit).await?),
-            json_like if json_like.starts_with("application/") && json_like.ends_with("+json") => {
-                json(&bytes(payload, limit).await?)
-            }
+        match essence(req).as_str() {
+            essence if is_json(essence) => json(&bytes(payload, limit).await?),
             "application/x-www-form-urlencoded" if form => Ok(urlencoded(&bytes(payload, limit).await?)),
             "multipart/form-data" if form => multipart(Multipart::new(req.headers(), payload), limit).await,
             _ if form => Err(Error::UnsupportedMediaType(
@@ -81,11 +71,45 @@ pub(crate) async fn read(req: &HttpRequest, payload: Payload, kinds: Kinds, limi
             _ => Err(Error::UnsupportedMediaType("application/json")),
         }
     };
+    within_limits(req, limit, receive).await
+}
+
+/// Reads a JSON body of at most `limit` bytes, for its reader to take apart.
+pub(crate) async fn read_json(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Error> {
+    let receive = async {
+        match is_json(&essence(req)) {
+            true => bytes(payload, limit).await,
+            false => Err(Error::UnsupportedMediaType("application/json")),
+        }
+    };
+    within_limits(req, limit, receive).await
+}
+
+async fn within_limits<T>(
+    req: &HttpRequest,
+    limit: usize,
+    receive: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let declared = req.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(too_large(limit));
+    }
     timeout(Gateway::of(req).http.request_timeout(), receive).await.unwrap_or(Err(Error::SlowBody))
 }
 
+/// The content type, without its parameters.
+fn essence(req: &HttpRequest) -> String {
+    let content_type = req.headers().get(CONTENT_TYPE).map_or(Ok(""), |value| value.to_str()).unwrap_or("unreadable");
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn is_json(essence: &str) -> bool {
+    // Clients that don't say what they send send JSON.
+    matches!(essence, "" | "application/json") || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
 fn too_large(limit: usize) -> Error {
-    Error::TooLarge { what: "the body", limit }
+    Error::TooLarge { what: "the body".into(), limit }
 }
 
 async fn bytes(payload: Payload, limit: usize) -> Result<Bytes, Error> {
@@ -96,15 +120,19 @@ async fn bytes(payload: Payload, limit: usize) -> Result<Bytes, Error> {
     }
 }
 
+/// The parser's own message may quote the body; where it gave up is enough.
+pub(crate) fn not_json(error: &serde_json::Error) -> Error {
+    let (line, column) = (error.line(), error.column());
+    Error::MalformedBody(format!("the body isn't JSON, as of line {line} column {column}").into())
+}
+
+pub(crate) fn not_an_object() -> Error {
+    Error::MalformedBody("the body must be a JSON object".into())
+}
+
 fn json(body: &[u8]) -> Result<Fields, Error> {
-    // The parser's own message may quote the body; where it gave up is enough.
-    let value = serde_json::from_slice(body).map_err(|error| {
-        Error::MalformedBody(
-            format!("the body isn't JSON, as of line {} column {}", error.line(), error.column()).into(),
-        )
-    })?;
-    let serde_json::Value::Object(object) = value else {
-        return Err(Error::MalformedBody("the body must be a JSON object".into()));
+    let serde_json::Value::Object(object) = serde_json::from_slice(body).map_err(|error| not_json(&error))? else {
+        return Err(not_an_object());
     };
     let mut fields = Fields::default();
     for (name, value) in object {

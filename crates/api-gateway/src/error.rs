@@ -18,7 +18,7 @@ pub(crate) enum Error {
     MalformedBody(Cow<'static, str>),
     /// More than is taken; says what may have how many bytes.
     #[error("{what} may have at most {limit} bytes")]
-    TooLarge { what: &'static str, limit: usize },
+    TooLarge { what: Cow<'static, str>, limit: usize },
     /// The body's content type isn't one that this path takes.
     #[error("the body must be {0}")]
     UnsupportedMediaType(&'static str),

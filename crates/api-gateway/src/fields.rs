@@ -59,6 +59,11 @@ impl Fields {
         self.errors.push(FieldError { field, detail: detail.into() });
     }
 
+    /// How much is wrong so far.
+    pub(crate) fn complaints(&self) -> usize {
+        self.errors.len()
+    }
+
     /// Whether the field is given and hasn't been read yet.
     pub(crate) fn has(&self, name: &str) -> bool {
         let is_null = |value: &Value| matches!(value, Value::Json(serde_json::Value::Null));

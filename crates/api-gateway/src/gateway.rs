@@ -1,6 +1,6 @@
 //! What handlers work with: the settings, and the database and password hashing off the threads that read and write HTTP.
 
-use crate::{error::Error, settings::HttpSettings};
+use crate::{error::Error, results, settings::HttpSettings};
 use actix_web::{HttpRequest, rt::time::timeout, web};
 use domain::password::Password;
 use futures_util::lock::Mutex as AsyncMutex;
@@ -31,11 +31,12 @@ pub(crate) struct Shared {
     away_since: Arc<Mutex<Option<Instant>>>,
     /// Whether the schema was found to be complete; it won't lose anything later.
     migrated: Arc<AtomicBool>,
+    results: Arc<results::Cache>,
 }
 
 impl Shared {
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, away_since: Arc::default(), migrated: Arc::default() }
+        Self { database, away_since: Arc::default(), migrated: Arc::default(), results: Arc::default() }
     }
 
     /// Whether the database answers and has every migration.
@@ -89,6 +90,11 @@ impl Gateway {
         req.app_data().expect("every app is built with a gateway")
     }
 
+    /// The totals that were computed lately.
+    pub(crate) fn results(&self) -> &Arc<results::Cache> {
+        &self.shared.results
+    }
+
     /// When a usual request must have been answered.
     pub(crate) fn soon(&self) -> Instant {
         Instant::now() + self.http.request_timeout()
@@ -125,6 +131,14 @@ impl Gateway {
         block(deadline, move || shared.note(work(&shared.database))).await?.map_err(Error::from)
     }
 
+    /// Runs what takes longer than a thread that reads and writes HTTP may be held up.
+    pub(crate) async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        block(self.soon(), work).await
+    }
+
     /// Hashes a password.
     pub(crate) async fn hash(&self, password: Password) -> Result<String, Error> {
         let deadline = self.soon();
@@ -151,7 +165,8 @@ impl Gateway {
     }
 }
 
-async fn before<F: Future>(deadline: Instant, work: F) -> Result<F::Output, Error> {
+/// What `work` answers, unless that takes longer than to the deadline.
+pub(crate) async fn before<F: Future>(deadline: Instant, work: F) -> Result<F::Output, Error> {
     timeout(deadline.saturating_duration_since(Instant::now()), work).await.map_err(|_| Error::TimedOut)
 }
 

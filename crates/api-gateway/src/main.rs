@@ -3,7 +3,7 @@
 fn main() {
     settings::main(
         "api-gateway",
-        "Answers the fleet's HTTP: users, subscriptions, tweets, feeds, follower imports.",
+        "Answers the fleet's HTTP: users, subscriptions, tweets, feeds, follower imports, account events.",
         api_gateway::run,
     )
 }

@@ -1,6 +1,6 @@
 //! Which path and method leads where.
 
-use crate::{access, avatars, error::Error, feeds, health, imports, subscriptions, tweets, users};
+use crate::{access, avatars, error::Error, events, feeds, health, imports, results, subscriptions, tweets, users};
 use actix_web::{
     FromRequest, Handler, HttpResponse, Resource, Responder, guard,
     http::Method,
@@ -16,6 +16,8 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
         path("/api/v1/post-tweet").on(Method::POST, tweets::post),
         path("/api/v1/get-tweet").get(tweets::list),
         path("/api/v1/tweet/{id}").on(Method::DELETE, tweets::delete),
+        path("/api/v1/event").on(Method::POST, events::post),
+        path("/api/v1/event/{accountId}").get(events::get),
         path("/api/v1/create-subscription/{author}/{follower}").on(Method::POST, subscriptions::create),
         path("/api/v1/subscription/{author}/{follower}").on(Method::DELETE, subscriptions::delete),
         path("/api/v2/user").on(Method::POST, users::create),
@@ -32,6 +34,10 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
         path("/api/v1/add-followers").on(Method::POST, imports::add_by_form),
         path("/api/v1/add-followers/{id}").on(Method::POST, imports::add),
         path("/api/v1/follower-import/{importId}").get(imports::get),
+        path("/api/v1/results").get(results::get),
+        path("/results").get(results::page),
+        path("/results/page.css").get(results::style),
+        path("/results/page.js").get(results::script),
         path("/health/live").get(health::live),
         path("/health/ready").get(health::ready),
     ];

@@ -25,8 +25,10 @@ pub struct HttpSettings {
     pub workers: usize,
     /// Threads that wait for the database, each with a connection of its own, or hash a password.
     pub blocking_threads: usize,
-    /// The longest request body, avatars apart.
+    /// The longest request body, avatars and events apart.
     pub body_limit_bytes: usize,
+    /// The longest request body that brings events.
+    pub event_body_limit_bytes: usize,
     /// The largest avatar.
     pub avatar_limit_bytes: usize,
     /// The most followers that an import in the request may ask for.

@@ -374,11 +374,20 @@ struct EventRow {
 const STANDING: &str = "SELECT key, h.seq AS head, c.seq AS cursor, c.attempts, c.parked_at, c.last_error
                         FROM stream_head h JOIN stream_cursor c USING (stream, key)";
 
-/// Part of the accounts, each with its latest events in sequence.
+/// Accounts, and when they stood so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The time.
+    pub at: DateTime<Utc>,
+    /// The accounts, each with its latest events in sequence.
+    pub accounts: Vec<(Standing, Vec<Event>)>,
+}
+
+/// Part of the accounts.
 ///
 /// # Errors
 /// The database's.
-pub fn accounts(conn: &mut PgConnection, part: &Part) -> Result<Vec<(Standing, Vec<Event>)>> {
+pub fn accounts(conn: &mut PgConnection, part: &Part) -> Result<Listed> {
     let only = match part.only {
         Only::All => "",
         Only::Waiting => "AND c.seq < h.seq",
@@ -411,14 +420,13 @@ pub fn accounts(conn: &mut PgConnection, part: &Part) -> Result<Vec<(Standing, V
     .load(conn)?;
     let mut events = std::collections::HashMap::<String, Vec<Event>>::new();
     rows.into_iter().for_each(|row| events.entry(row.key).or_default().push(row.event));
-    Ok(accounts
-        .into_iter()
-        .map(|account| {
-            let mut events = events.remove(&account.key).unwrap_or_default();
-            events.sort_unstable_by_key(|event| event.seq);
-            (account, events)
-        })
-        .collect())
+    let accounts = accounts.into_iter().map(|account| {
+        let mut events = events.remove(&account.key).unwrap_or_default();
+        events.sort_unstable_by_key(|event| event.seq);
+        (account, events)
+    });
+    let at = diesel::select(diesel::dsl::sql::<Timestamptz>("clock_timestamp()")).get_result(conn)?;
+    Ok(Listed { at, accounts: accounts.collect() })
 }
 
 /// An event of one account, with what happened.

@@ -1,0 +1,326 @@
+//! Account events: taking them in, in order, and telling what became of one account's.
+
+use crate::{
+    access::CorrelationId,
+    body,
+    error::Error,
+    fields::{self, Fields, text},
+    gateway::Gateway,
+};
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
+use domain::{
+    stream::{ACCOUNT_EVENT, AccountId, PAYLOAD_MAX, Payload},
+    values::Invalid,
+};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use std::{fmt, marker::PhantomData};
+use storage::{results, streams};
+
+/// The most events in one request.
+const EVENTS_MAX: usize = 10_000;
+/// How deep a payload may nest. Parsers have limits, Postgres' and the handlers': this is below all of them.
+const DEPTH_MAX: usize = 100;
+
+/// An object of a request's body, its members as they were written.
+#[derive(Default)]
+struct Members<'a> {
+    account_id: Option<&'a RawValue>,
+    payload: Option<&'a RawValue>,
+    events: Option<&'a RawValue>,
+    /// Members that have no business here, and why; the first few.
+    refused: Vec<(String, &'static str)>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object<'a>(PhantomData<Members<'a>>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for Object<'a> {
+            type Value = Members<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'a>, A::Error> {
+                const REFUSED_MAX: usize = 10;
+                let mut members = Members::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    let member = match name.as_str() {
+                        "accountId" => &mut members.account_id,
+                        "payload" => &mut members.payload,
+                        "events" => &mut members.events,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            if members.refused.len() < REFUSED_MAX {
+                                members.refused.push((name, "is unknown here"));
+                            }
+                            continue;
+                        }
+                    };
+                    if member.replace(map.next_value()?).is_some() && members.refused.len() < REFUSED_MAX {
+                        members.refused.push((name, "is given more than once"));
+                    }
+                }
+                Ok(members)
+            }
+        }
+
+        deserializer.deserialize_map(Object(PhantomData))
+    }
+}
+
+/// A list of a request's body: as many of its elements as are taken, as they were written, and how many there are.
+struct Elements<'a> {
+    first: Vec<&'a RawValue>,
+    count: usize,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Elements<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<'a>(PhantomData<Elements<'a>>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for List<'a> {
+            type Value = Elements<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Elements<'a>, A::Error> {
+                let mut elements = Elements { first: Vec::new(), count: 0 };
+                while elements.first.len() < EVENTS_MAX
+                    && let Some(element) = seq.next_element()?
+                {
+                    elements.first.push(element);
+                }
+                elements.count = elements.first.len();
+                while seq.next_element::<IgnoredAny>()?.is_some() {
+                    elements.count += 1;
+                }
+                Ok(elements)
+            }
+        }
+
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}
+
+/// The events of a body, in their order.
+fn parse(body: &[u8]) -> Result<Vec<(AccountId, Payload)>, Error> {
+    /// Where this many are wrong, the others hardly matter.
+    const COMPLAINTS_MAX: usize = 100;
+    let mut members: Members<'_> = serde_json::from_slice(body).map_err(|error| match error.is_data() {
+        true => body::not_an_object(),
+        false => body::not_json(&error),
+    })?;
+    let mut fields = Fields::default();
+    let mut events = Vec::new();
+    match (members.events.take(), members.account_id.or(members.payload)) {
+        (None, Some(_)) => events.extend(event(&mut fields, "", members)?),
+        (list, single) => {
+            refuse(&mut fields, "", &members);
+            match list.map(|list| serde_json::from_str(list.get())) {
+                Some(_) if single.is_some() => {
+                    fields.refuse("events", "must not be given together with accountId or payload");
+                }
+                None => fields.refuse("events", "is required in the absence of accountId and payload"),
+                Some(Err(_)) => fields.refuse("events", "must be a list"),
+                Some(Ok(Elements { count, .. })) if !(1..=EVENTS_MAX).contains(&count) => {
+                    fields.refuse("events", format!("must hold 1 to {EVENTS_MAX} events"));
+                }
+                Some(Ok(Elements { first, count })) => {
+                    events.reserve_exact(count);
+                    for (index, element) in first.into_iter().enumerate() {
+                        match serde_json::from_str(element.get()) {
+                            Ok(members) => events.extend(event(&mut fields, &format!("events[{index}]."), members)?),
+                            Err(_) => fields.refuse(&format!("events[{index}]"), "must be a JSON object"),
+                        }
+                        if fields.complaints() >= COMPLAINTS_MAX {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    fields.finish(())?;
+    Ok(events)
+}
+
+fn refuse(fields: &mut Fields, path: &str, members: &Members<'_>) {
+    for (name, why) in &members.refused {
+        fields.refuse(&format!("{path}{name}"), *why);
+    }
+}
+
+/// One event. `None` stands for one that is wrong, which `fields` knows.
+fn event(fields: &mut Fields, path: &str, mut members: Members<'_>) -> Result<Option<(AccountId, Payload)>, Error> {
+    if members.events.take().is_some() {
+        members.refused.push(("events".into(), "is unknown here"));
+    }
+    refuse(fields, path, &members);
+    if members.payload.is_some_and(|payload| payload.get().len() > PAYLOAD_MAX) {
+        return Err(Error::TooLarge { what: format!("{path}payload").into(), limit: PAYLOAD_MAX });
+    }
+    let account = read(fields, format_args!("{path}accountId"), members.account_id, account_id);
+    let payload = read(fields, format_args!("{path}payload"), members.payload, payload);
+    Ok(account.zip(payload))
+}
+
+fn read<T>(
+    fields: &mut Fields,
+    name: fmt::Arguments<'_>,
+    member: Option<&RawValue>,
+    parse: fn(&str) -> Result<T, Invalid>,
+) -> Option<T> {
+    let value = member.ok_or_else(|| Invalid("is required".into())).and_then(|json| parse(json.get()));
+    value.map_err(|invalid| fields.refuse(&name.to_string(), invalid.0)).ok()
+}
+
+/// The account that a JSON value names: [`AccountId`] has an error of its own that would quote the value.
+fn account_id(json: &str) -> Result<AccountId, Invalid> {
+    let text: Option<String> = match json.starts_with('"') {
+        true => serde_json::from_str(json).ok(),
+        false => json.parse::<u64>().ok().map(|number| number.to_string()),
+    };
+    let text = text.ok_or_else(|| Invalid("must be a text, or a whole number from 0".into()))?;
+    AccountId::parse(&text)
+}
+
+fn payload(json: &str) -> Result<Payload, Invalid> {
+    if depth(json) > DEPTH_MAX {
+        return Err(Invalid(format!("must nest at most {DEPTH_MAX} levels deep")));
+    }
+    Payload::parse(json)
+}
+
+/// How deep well-formed JSON nests, told without recursion.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_text, mut escaped) = (false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth -= 1,
+            _ => {}
+        }
+    }
+    deepest
+}
+
+pub(crate) async fn post(
+    gateway: web::Data<Gateway>,
+    correlation_id: CorrelationId,
+    req: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Error> {
+    let body = body::read_json(&req, payload.into_inner(), gateway.http.event_body_limit_bytes).await?;
+    let events = gateway.compute(move || parse(&body)).await??;
+    let accepted = events.len();
+    let append = move |conn: &mut _| streams::append(conn, ACCOUNT_EVENT, &events, Some(correlation_id.as_str()));
+    let heads = gateway.write(gateway.soon(), append).await?;
+    let heads: Vec<_> = heads.iter().map(|head| Head { account_id: &head.key, seq: head.seq }).collect();
+    Ok(HttpResponse::Accepted().json(Accepted { accepted, heads }))
+}
+
+#[derive(Serialize)]
+struct Accepted<'a> {
+    accepted: usize,
+    heads: Vec<Head<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Head<'a> {
+    account_id: &'a AccountId,
+    seq: i64,
+}
+
+/// What has become of an event, in an answer.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Event {
+    seq: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<Box<RawValue>>,
+    generated_at: DateTime<Utc>,
+    processed_at: Option<DateTime<Utc>>,
+    worker: Option<String>,
+    outcome: Option<String>,
+}
+
+impl From<results::Event> for Event {
+    fn from(event: results::Event) -> Self {
+        let results::Event { seq, generated_at, processed_at, worker, outcome } = event;
+        Self { seq, payload: None, generated_at, processed_at, worker, outcome }
+    }
+}
+
+pub(crate) async fn get(gateway: web::Data<Gateway>, req: HttpRequest) -> Result<HttpResponse, Error> {
+    /// Events in one answer.
+    const PAGE_MAX: i64 = 500;
+    /// Bytes of their payloads: a page of the largest would have 32 MB.
+    const PAGE_BYTES_MAX: i64 = 1 << 20;
+    let mut fields = Fields::parameters(&req);
+    let account = fields.required("accountId", text(AccountId::parse));
+    let after = fields.optional("after", fields::between(0..=i64::MAX)).unwrap_or(0);
+    let (account,) = fields.finish((account,))?;
+    let id = account.clone();
+    let page = move |conn: &mut _| results::account(conn, &id, after, PAGE_MAX, PAGE_BYTES_MAX);
+    let (standing, events) = gateway.read(page).await?;
+    let next = events.last().map(|told| told.event.seq).filter(|last| *last < standing.head);
+    let events = events.into_iter().map(|told| {
+        let payload = RawValue::from_string(told.payload).map_err(|error| Error::Internal(error.into()))?;
+        Ok(Event { payload: Some(payload), ..told.event.into() })
+    });
+    Ok(HttpResponse::Ok().json(Account {
+        account_id: account,
+        head: standing.head,
+        applied: standing.cursor,
+        parked: standing.parked_at.is_some(),
+        parked_at: standing.parked_at,
+        last_error: standing.last_error,
+        events: events.collect::<Result<_, Error>>()?,
+        next,
+    }))
+}
+
+/// One account and some of its events. A payload keeps its text, which a `serde_json::Value` on the way would change.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Account {
+    account_id: AccountId,
+    head: i64,
+    applied: i64,
+    parked: bool,
+    parked_at: Option<DateTime<Utc>>,
+    last_error: Option<String>,
+    events: Vec<Event>,
+    next: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_is_told_apart_from_brackets_in_texts() {
+        for (json, levels) in
+            [("1", 0), (r#""[[{""#, 0), ("[]", 1), (r#"[{"a]":"\\\"[[["},[]]"#, 2), (r#"{"a":[[],[[1]]],"b":{}}"#, 4)]
+        {
+            assert_eq!(depth(json), levels, "{json}");
+        }
+    }
+}
