@@ -192,6 +192,11 @@ pub fn shard_queue(stream: &str, shard: i32) -> String {
     format!("{stream}.{}", shard_routing_key(shard))
 }
 
+/// The name by which a stream's shard is leased: `account_event/000` …
+pub fn shard_resource(stream: &str, shard: i32) -> String {
+    format!("{stream}/{shard:03}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use domain::{
     Failure,
-    stream::{AccountEvent, shard_queue},
+    stream::{AccountEvent, shard_queue, shard_resource},
     topology::Topology,
 };
 use std::{
@@ -648,7 +648,8 @@ impl<H: Handler> Engine<H> {
 
     fn share_once(&self, leases: &mut Leases, shards: &mut Shards, queues: &Queues) -> storage::Result<()> {
         let layout = streams::layout(&mut *self.database.connection()?, self.stream)?;
-        let resources: Vec<String> = (0..layout.shards.max(layout.queues)).map(|shard| self.resource(shard)).collect();
+        let resources: Vec<String> =
+            (0..layout.shards.max(layout.queues)).map(|shard| shard_resource(self.stream, shard)).collect();
         let round = leases.round(&resources)?;
         let (gained, lost) = (!round.gained.is_empty(), !round.lost.is_empty());
         let taken_over: Vec<_> = round
@@ -722,10 +723,6 @@ impl<H: Handler> Engine<H> {
         if !free.is_empty() && leases.release(&free).is_ok() {
             free.iter().for_each(|resource| _ = leaving.remove(resource));
         }
-    }
-
-    fn resource(&self, shard: i32) -> String {
-        crate::resource(self.stream, shard)
     }
 
     fn shard(&self, resource: &str) -> Option<i32> {

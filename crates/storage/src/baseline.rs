@@ -5,7 +5,7 @@ use diesel::{
     PgConnection,
     prelude::*,
     sql_query,
-    sql_types::{Array, BigInt, Text},
+    sql_types::{Array, BigInt, Double, Nullable, Text},
 };
 use domain::{TweetId, UserId, values::Channel};
 
@@ -198,4 +198,76 @@ pub fn server_version(conn: &mut PgConnection) -> Result<String> {
     Ok(sql_query("SELECT current_setting('server_version') AS server_version")
         .get_result::<Version>(conn)?
         .server_version)
+}
+
+/// What account events leave behind, written by plain statements: `count` rows of `stream_event` that say they're applied,
+/// and their effects, for accounts `<prefix>0 …` in turn.
+///
+/// # Errors
+/// The database's.
+pub fn plain_events(conn: &mut PgConnection, prefix: &str, accounts: i64, first: i64, count: i64) -> Result<()> {
+    sql_query(
+        r#"INSERT INTO stream_event (stream, key, seq, key_hash, payload, processed_at, worker, outcome)
+           SELECT 'account_event', $1 || i % $2, i / $2 + 1, i % 1000000007, '{"n":1}', clock_timestamp(), 'plain', 'applied'
+           FROM generate_series($3, $3 + $4 - 1) i"#,
+    )
+    .bind::<Text, _>(prefix)
+    .bind::<BigInt, _>(accounts)
+    .bind::<BigInt, _>(first)
+    .bind::<BigInt, _>(count)
+    .execute(conn)?;
+    sql_query(
+        "INSERT INTO account_effect (account_id, seq, worker, work_ms)
+         SELECT $1 || i % $2, i / $2 + 1, 'plain', 0 FROM generate_series($3, $3 + $4 - 1) i",
+    )
+    .bind::<Text, _>(prefix)
+    .bind::<BigInt, _>(accounts)
+    .bind::<BigInt, _>(first)
+    .bind::<BigInt, _>(count)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// A number of milliseconds, if there's anything to measure.
+#[derive(QueryableByName)]
+struct Millis {
+    #[diesel(sql_type = Nullable<Double>)]
+    ms: Option<f64>,
+}
+
+/// The time in milliseconds from an event's acceptance to its effect that this share of the events doesn't exceed, of the
+/// accounts whose id starts with `prefix`, save for one of them.
+///
+/// # Errors
+/// The database's.
+pub fn event_latency_ms(conn: &mut PgConnection, prefix: &str, except: &str, share: f64) -> Result<Option<f64>> {
+    Ok(sql_query(
+        "SELECT percentile_disc($3) WITHIN GROUP (ORDER BY extract(epoch FROM processed_at - generated_at)::float8 * 1000)
+                AS ms
+         FROM stream_event WHERE stream = 'account_event' AND key >= $1 AND key < $1 || '~' AND key <> $2",
+    )
+    .bind::<Text, _>(prefix)
+    .bind::<Text, _>(except)
+    .bind::<Double, _>(share)
+    .get_result::<Millis>(conn)?
+    .ms)
+}
+
+/// The longest time in milliseconds during which none of the events took effect of the accounts whose id starts with
+/// `prefix`, from the first effect to the last acceptance.
+///
+/// # Errors
+/// The database's.
+pub fn longest_pause_ms(conn: &mut PgConnection, prefix: &str) -> Result<Option<f64>> {
+    Ok(sql_query(
+        "SELECT max(extract(epoch FROM pause)::float8 * 1000) AS ms
+         FROM (SELECT applied_at - lag(applied_at) OVER (ORDER BY applied_at) AS pause
+               FROM account_effect
+               WHERE account_id >= $1 AND account_id < $1 || '~'
+                 AND applied_at <= (SELECT max(generated_at) FROM stream_event
+                                    WHERE stream = 'account_event' AND key >= $1 AND key < $1 || '~')) pauses",
+    )
+    .bind::<Text, _>(prefix)
+    .get_result::<Millis>(conn)?
+    .ms)
 }

@@ -54,7 +54,7 @@ pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyh
         log::info!("{what}");
     };
     begin("filling the database");
-    let mut stage = Stage::new(args, context)?;
+    let mut stage = Stage::new(&args.place, context)?;
     fill(args, &stage)?;
 
     let mut figures = Vec::new();
@@ -87,7 +87,7 @@ pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyh
     let postgres = baseline::server_version(&mut *stage.connection()?)?;
     let at = chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
     let report = Report { benchmark: "fanout", at, machine: Machine::this(postgres), figures };
-    report.write(&args.out)?;
+    report.write(&args.place.out)?;
     writeln!(out, "{}", report.to_markdown())?;
     Ok(Outcome::Done)
 }
@@ -409,7 +409,7 @@ fn reading(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::R
 
 /// Queries/s of pgbench with 32 sessions that read the same page.
 fn pgbench(args: &Fanout, stage: &Stage) -> anyhow::Result<f64> {
-    let script = args.out.join("feed_page.sql");
+    let script = args.place.out.join("feed_page.sql");
     // As parameters, like the gateway's: constants would be planned otherwise.
     let query = baseline::feed_page_sql().replace("$1", ":reader").replace("$2", ":before").replace("$3", ":count");
     let variables = format!("\\set reader {FIRST_READER}\n\\set before {}\n\\set count 20\n", i64::MAX);

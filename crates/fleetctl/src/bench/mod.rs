@@ -3,6 +3,7 @@
 //! A benchmark works in a database and a vhost of its own and with processes of its own, all gone afterwards. What it
 //! prints are ratios of figures taken in turn on one machine, because machines differ and their speed drifts.
 
+mod events;
 mod fanout;
 mod report;
 mod stage;
@@ -18,11 +19,16 @@ pub(crate) enum Command {
     ///
     /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
     Fanout(Fanout),
+    /// Account events, in order per account: how fast, through kills, beside one long backlog, and while they're resharded
+    ///
+    /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
+    Events(Events),
 }
 
 pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     match command {
         Command::Fanout(args) => fanout::run(args, context, out),
+        Command::Events(args) => events::run(args, context, out),
     }
 }
 
@@ -47,6 +53,35 @@ pub(crate) struct Fanout {
     /// How long the gateway, and pgbench beside it, are loaded, in seconds
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// How to measure them.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Events {
+    /// Accounts of the runs whose events take their time
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    accounts: u32,
+    /// Their events
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    events: u32,
+    /// How long handling each of them takes
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    work_ms: u32,
+    /// Events of the runs whose handling takes no time, of ten thousand accounts
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10_000..=10_000_000))]
+    fast_events: u32,
+    /// How often figures are taken that are compared with others; the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where a benchmark works.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Place {
     /// Folder for the table and the JSON
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,

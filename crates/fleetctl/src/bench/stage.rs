@@ -1,6 +1,6 @@
 //! A database, a vhost and a fleet of processes for one benchmark.
 
-use super::Fanout;
+use super::Place;
 use crate::{
     context::Context,
     fleet::{Fleet, SERVICES},
@@ -27,7 +27,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// An empty, migrated database and an empty vhost; no process yet. What an interrupted run has left is removed.
-    pub(super) fn new(args: &Fanout, context: &Context) -> anyhow::Result<Self> {
+    pub(super) fn new(place: &Place, context: &Context) -> anyhow::Result<Self> {
         let broker = context.broker()?;
         let mut admin = context.database_settings()?;
         // Filling takes minutes, and a benchmark is no place for a retry.
@@ -41,7 +41,7 @@ impl Stage {
         };
         let own = storage::Settings { url: at(&admin.url)?, ..admin.clone() };
         let broker = broker::Settings { url: at(&broker.url)?, ..broker };
-        let management = context.management(args.management_url.as_deref());
+        let management = context.management(place.management_url.as_deref());
         let management = management.context("where is RabbitMQ's management API? Set RABBITMQ_MANAGEMENT_URL")?;
         let management = Management::new(management)?;
         // Fails where there was none.
@@ -52,9 +52,9 @@ impl Stage {
         admin::create_database(&mut conn, NAME, None)?;
         let database = Database::open(&own, "fleetctl")?;
         migrations::run(&mut *database.connection()?)?;
-        let mut fleet = Fleet::new(own.url.expose(), broker.url.expose(), &args.out.join("logs"))?;
+        let mut fleet = Fleet::new(own.url.expose(), broker.url.expose(), &place.out.join("logs"))?;
         fleet.set("MURMURATION__TELEMETRY__LOG", "warn");
-        Ok(Self { database, broker, url: own.url, fleet, admin, management, keep: args.keep })
+        Ok(Self { database, broker, url: own.url, fleet, admin, management, keep: place.keep })
     }
 
     /// A connection for filling and looking.
@@ -67,7 +67,9 @@ impl Stage {
         for service in ["api-gateway", "outbox-relay"] {
             self.fleet.start(service, &[])?;
         }
-        for service in SERVICES.into_iter().filter(|service| !["api-gateway", "outbox-relay"].contains(service)) {
+        // The event processor has nothing to do with tweets.
+        let others = ["api-gateway", "outbox-relay", "event-processor"];
+        for service in SERVICES.into_iter().filter(|service| !others.contains(service)) {
             self.fleet.start(service, workers)?;
         }
         self.fleet.wait_ready(Duration::from_secs(60))
