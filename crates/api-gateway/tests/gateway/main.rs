@@ -2,9 +2,11 @@
 
 mod app;
 mod bad_input;
+mod events;
 mod feeds;
 mod imports;
 mod operation;
 mod process;
+mod results;
 mod tweets;
 mod users;
