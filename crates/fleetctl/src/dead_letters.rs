@@ -1,7 +1,7 @@
 use crate::{
     Outcome,
     context::Context,
-    output::{self, hex, hex_dump, short, visible, visible_lines},
+    output::{self, hex, hex_dump, short, time, visible, visible_lines},
     progress::Progress,
 };
 use clap::ValueEnum;
@@ -162,10 +162,6 @@ fn list(args: &List, context: &Context, out: &mut dyn Write) -> anyhow::Result<O
         _ => {}
     }
     Ok(Outcome::Done)
-}
-
-fn time(time: chrono::DateTime<chrono::Utc>) -> String {
-    time.format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 fn head_json(letter: &DeadLetter) -> serde_json::Value {

@@ -4,12 +4,16 @@ mod bench;
 mod context;
 mod dead_letters;
 mod duration;
+mod events;
 pub mod fleet;
 mod interrupt;
+mod keys;
 mod load;
 mod migrate;
 mod output;
 mod progress;
+mod reshard;
+mod shards;
 mod topology;
 mod user;
 mod verify;
@@ -60,6 +64,13 @@ enum Command {
     DeadLetters(dead_letters::Command),
     Verify(verify::Args),
     #[command(subcommand)]
+    Events(events::Command),
+    #[command(subcommand)]
+    Keys(keys::Command),
+    #[command(subcommand)]
+    Shards(shards::Command),
+    Reshard(reshard::Args),
+    #[command(subcommand)]
     Bench(bench::Command),
 }
 
@@ -109,7 +120,8 @@ pub fn main() -> ! {
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let level = match cli.verbose {
-        0 => "warn",
+        // What the AMQP client warns of comes back as an error, or is none: a queue that isn't there.
+        0 => "warn,amiquip=error",
         1 => "info",
         _ => "debug",
     };
@@ -123,6 +135,10 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Load(command) => load::run(command, &context, out),
         Command::DeadLetters(command) => dead_letters::run(command, &context, out),
         Command::Verify(args) => verify::run(&args, &context, out),
+        Command::Events(command) => events::run(&command, &context, out),
+        Command::Keys(command) => keys::run(&command, &context, out),
+        Command::Shards(command) => shards::run(&command, &context, out),
+        Command::Reshard(args) => reshard::run(&args, &context, out),
         Command::Bench(command) => bench::run(&command, &context, out),
     }
 }

@@ -1,5 +1,6 @@
 //! What a terminal shows: columns, and messages of strangers that mustn't move its cursor.
 
+use chrono::{DateTime, Utc};
 use std::{
     fmt::Write as _,
     io::{self, Write},
@@ -87,6 +88,11 @@ pub(crate) fn hex_dump(bytes: &[u8]) -> String {
         writeln!(dump, "{:08x}  {:47}  {ascii}", line * 16, hex(chunk, " ")).expect("writing to a string can't fail");
         dump
     })
+}
+
+/// UTC, to the second.
+pub(crate) fn time(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// `12.3 s (4567/s)`.

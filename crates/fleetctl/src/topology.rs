@@ -3,6 +3,7 @@ use anyhow::Context as _;
 use broker::{QueueDepth, Session};
 use domain::topology::{ExchangeKind, Expiry, Topology};
 use std::{collections::HashMap, io::Write};
+use storage::{Database, resharding};
 
 /// The broker's exchanges, queues and bindings
 #[derive(clap::Subcommand)]
@@ -21,16 +22,26 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
 }
 
 fn declare(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let topology = context.topology()?;
     let mut session = Session::open(&context.broker()?, "fleetctl")?;
+    let topology = context.topology()?.and(streams(context)?);
     broker::declare(&mut session, &topology)?;
     let Topology { exchanges, queues, bindings } = topology;
     writeln!(out, "declared {} exchanges, {} queues, {} bindings", exchanges.len(), queues.len(), bindings.len())?;
     Ok(Outcome::Done)
 }
 
+/// The streams' part.
+fn streams(context: &Context) -> anyhow::Result<Topology> {
+    let read = |database: Database| Ok(resharding::topology(&mut *database.connection()?)?);
+    context.database().and_then(read).context("how many queues the streams have is in the database")
+}
+
 fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let topology = context.topology()?;
+    let streams = streams(context).unwrap_or_else(|error| {
+        eprintln!("fleetctl: the streams' queues are left out: {error:#}");
+        Topology::default()
+    });
+    let topology = context.topology()?.and(streams);
     let depths = depths(context, &topology).unwrap_or_else(|error| {
         eprintln!("fleetctl: how full the queues are can't be told: {error:#}");
         None
@@ -52,7 +63,7 @@ fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
                 Expiry::ReturnAfter(delay) => format!("back to the queue of the key after {delay:?}"),
                 Expiry::Never => "acknowledged".into(),
             };
-            let (messages, consumers) = match depths.as_ref().map(|depths| &depths[&binding.queue]) {
+            let (messages, consumers) = match depths.as_ref().map(|depths| depths.get(&binding.queue)) {
                 None => ("?".into(), "?".into()),
                 Some(None) => ("not declared".into(), "-".into()),
                 Some(Some(depth)) => (depth.messages.to_string(), depth.consumers.to_string()),
@@ -65,20 +76,13 @@ fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-type Depths = HashMap<String, Option<QueueDepth>>;
+type Depths = HashMap<String, QueueDepth>;
 
-/// How full each queue is, `None` for one that isn't declared; `None` altogether if no broker is named.
+/// How full each queue is that is declared; `None` if no broker is named.
 fn depths(context: &Context, topology: &Topology) -> anyhow::Result<Option<Depths>> {
     let Some(settings) = context.broker_if_set()? else { return Ok(None) };
+    let names: Vec<_> = topology.queues.iter().map(|queue| queue.name.clone()).collect();
     let mut session = Session::open(&settings, "fleetctl")?;
-    // One by one, because the first that is missing would end it for all.
-    let depths = topology.queues.iter().map(|queue| {
-        let depth = match broker::depths(&mut session, std::slice::from_ref(&queue.name)) {
-            Ok(depths) => depths.into_iter().next(),
-            Err(broker::Error::MissingQueue { .. }) => None,
-            Err(error) => return Err(error).context("looking at the queues"),
-        };
-        Ok((queue.name.clone(), depth))
-    });
-    depths.collect::<anyhow::Result<_>>().map(Some)
+    let depths = broker::existing(&mut session, &names).context("looking at the queues")?;
+    Ok(Some(depths.into_iter().map(|depth| (depth.name.clone(), depth)).collect()))
 }

@@ -1,10 +1,10 @@
-use crate::{Outcome, context::Context, duration, progress::Progress};
+use crate::{Outcome, context::Context, duration, output::visible, progress::Progress};
 use anyhow::Context as _;
 use broker::Session;
 use serde_json::json;
 use std::{
     fmt,
-    io::Write,
+    io::{self, Write},
     thread,
     time::{Duration, Instant},
 };
@@ -182,18 +182,7 @@ impl Report {
         for (place, count) in &self.rest.under_way {
             writeln!(out, "{level}  still under way: {count} in {place}")?;
         }
-        for Finding { check, count, examples } in &self.findings {
-            match count {
-                0 => writeln!(out, "ok      {check}: none")?,
-                _ => writeln!(out, "WRONG   {check}: {count}")?,
-            }
-            for example in examples {
-                writeln!(out, "          {example}")?;
-            }
-            if *count > examples.len() as u64 {
-                writeln!(out, "          and {} more", count - examples.len() as u64)?;
-            }
-        }
+        write_findings(&self.findings, out)?;
         if self.waiting_dead_letters > 0 {
             let count = self.waiting_dead_letters;
             writeln!(out, "note    dead letters waiting for an operator: {count} (fleetctl dead-letters list)")?;
@@ -203,19 +192,38 @@ impl Report {
 
     fn write_json(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         let under_way = self.rest.under_way.iter().map(|(place, count)| json!({"place": place, "count": count}));
-        let checks = self
-            .findings
-            .iter()
-            .map(|Finding { check, count, examples }| json!({"check": check, "count": count, "examples": examples}));
         let report = json!({
             "ok": !self.is_wrong(),
             "underWay": under_way.collect::<Vec<_>>(),
             "queuesOutOfSight": self.rest.blind,
-            "checks": checks.collect::<Vec<_>>(),
+            "checks": findings_json(&self.findings),
             "waitingDeadLetters": self.waiting_dead_letters,
         });
         serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
         Ok(())
     }
+}
+
+/// A line for each check, and one for each example.
+pub(crate) fn write_findings(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
+    for Finding { check, count, examples } in findings {
+        match count {
+            0 => writeln!(out, "ok      {check}: none")?,
+            _ => writeln!(out, "WRONG   {check}: {count}")?,
+        }
+        for example in examples {
+            writeln!(out, "          {}", visible(example))?;
+        }
+        if *count > examples.len() as u64 {
+            writeln!(out, "          and {} more", count - examples.len() as u64)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn findings_json(findings: &[Finding]) -> serde_json::Value {
+    let check =
+        |Finding { check, count, examples }: &Finding| json!({"check": check, "count": count, "examples": examples});
+    findings.iter().map(check).collect()
 }

@@ -155,8 +155,8 @@ fn a_streams_queues_are_declared_as_the_database_says_whenever_the_relay_connect
     let (vhost, database) = (TestVhost::new(), TestDatabase::new());
     let key = AccountId::parse("a").expect("an id");
     let append = || {
-        let event = (key.clone(), Payload::parse("1").expect("JSON"));
-        database.database().transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &[event.clone()], None)).unwrap();
+        let events = [(key.clone(), Payload::parse("1").expect("JSON"))];
+        database.database().transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &events, None)).expect("accepted");
     };
     let divide = |shards, queues| {
         let layout = Layout { shards, queues };

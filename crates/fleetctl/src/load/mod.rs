@@ -1,3 +1,4 @@
+mod events;
 mod followers;
 mod tweets;
 mod users;
@@ -5,15 +6,16 @@ mod users;
 use crate::{Outcome, context::Context, interrupt::Interrupt};
 use std::io::Write;
 
-/// Make users, followers and tweets by the thousand
+/// Make users, followers, tweets and account events by the thousand
 ///
 /// Ctrl-C stops between two steps, and the summary says what was done by then. The same command again makes the users
-/// or followers that are missing, and tweets once more.
+/// or followers that are missing, and tweets and events once more.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     Users(users::Args),
     Followers(followers::Args),
     Tweets(tweets::Args),
+    Events(events::Args),
 }
 
 pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
@@ -22,6 +24,7 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
         Command::Users(args) => users::run(&args, context, &interrupt, out),
         Command::Followers(args) => followers::run(&args, context, &interrupt, out),
         Command::Tweets(args) => tweets::run(&args, context, &interrupt, out),
+        Command::Events(args) => events::run(&args, context, &interrupt, out),
     }
 }
 

@@ -1,6 +1,12 @@
 //! The program as an operator runs it, on the real servers.
 
-use actix_web::rt::System;
+mod events;
+mod gateway;
+mod keys;
+mod reshard;
+mod streams;
+
+use crate::gateway::Gateway;
 use domain::{
     UserId,
     message::{FollowerRange, SendNotificationChunk},
@@ -12,7 +18,6 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
     thread,
@@ -83,6 +88,15 @@ fn await_line(child: &mut Child, text: &str) {
 
 fn interrupt(child: &Child) {
     kill_process(Pid::from_child(child), Signal::INT).expect("the process is there");
+}
+
+/// Awaits that the program asks the database for something like this.
+fn await_activity(database: &TestDatabase, query: &str) {
+    let seen = format!(
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()
+         AND application_name = 'fleetctl' AND query LIKE '{query}'"
+    );
+    eventually(query, || (database.count(&seen) > 0).then_some(()));
 }
 
 fn spawn(mut command: Command) -> Child {
@@ -226,7 +240,7 @@ fn the_topology_is_declared_as_often_as_one_likes_and_shown_with_depths() {
     assert_eq!(row(&before, "update_feed.07")[4], "not declared");
     let first = run(fleetctl(&["topology", "declare"]), 0);
     assert_eq!(run(fleetctl(&["topology", "declare"]), 0), first);
-    assert!(first.starts_with("declared 9 exchanges, 19 queues, 19 bindings"), "{first}");
+    assert!(first.starts_with("declared 10 exchanges, 35 queues, 35 bindings"), "{first}");
     assert!(vhost.publish("publish_tweet", "publish_tweet", &json!({}), b"{}"));
     // The management API's answer may come before the queue has the message.
     eventually("the queue shows its message", || {
@@ -368,21 +382,11 @@ fn tweets_go_straight_to_the_outbox_at_the_asked_rate() {
 #[test]
 fn tweets_go_through_the_gateway_and_arrive_in_the_request() {
     let (database, author) = settled_fleet();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = format!("http://{}/", listener.local_addr().unwrap());
-    let variables = [("MURMURATION__DATABASE__URL", database.url())];
-    let settings: api_gateway::Settings = settings::load_from("api-gateway", variables).unwrap();
-    let (sender, receiver) = mpsc::channel();
-    let serving = thread::spawn(move || {
-        System::new().block_on(async {
-            let server = api_gateway::serve(listener, settings).unwrap();
-            sender.send(server.handle()).unwrap();
-            server.await.unwrap();
-        });
-    });
-    let server = receiver.recv().unwrap();
+    let gateway = Gateway::serve(&database, &[]);
+    // A slash at the end is all the same.
+    let url = format!("{}/", gateway.url);
     let load = |args: &[&str]| {
-        let mut command = fleetctl(&database, &["load", "tweets", "--gateway", &gateway]);
+        let mut command = fleetctl(&database, &["load", "tweets", "--gateway", &url]);
         command.args(args);
         command
     };
@@ -395,8 +399,7 @@ fn tweets_go_through_the_gateway_and_arrive_in_the_request() {
     let output = load(&["--author", "999999999", "--count", "3"]).output().unwrap();
     let summary = checked(&output, 1);
     assert!(summary.contains("3 × 404"), "{summary}");
-    System::new().block_on(server.stop(true));
-    serving.join().unwrap();
+    drop(gateway);
     let output = load(&["--author", &author.to_string(), "--count", "3", "--connections", "1"]).output().unwrap();
     assert!(checked(&output, 1).contains("3 × the gateway didn't answer"));
 }
@@ -640,9 +643,7 @@ fn verifying_waits_until_the_fleet_is_at_rest_and_looks_again_while_something_is
     await_line(&mut child, "1 in the outbox");
     // As if the message had been in somebody's hand: it has left the outbox, and its rows come later.
     database.execute("DELETE FROM outbox");
-    let seen = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()
-                AND application_name = 'fleetctl' AND query LIKE '%FROM subscription s%'";
-    eventually("it looks at the feeds", || (database.count(seen) > 0).then_some(()));
+    await_activity(&database, "%FROM subscription s%");
     database.execute(&format!(
         "WITH new AS (SELECT t.id AS tweet_id, f.follower_id, u.channel FROM tweet t
              JOIN subscription f ON f.author_id = {author} JOIN \"user\" u ON u.id = f.follower_id
