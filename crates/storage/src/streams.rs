@@ -330,20 +330,23 @@ pub struct Failed<'a> {
 /// # Errors
 /// The database's.
 pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Result<()> {
-    let mut failed = failed.to_vec();
-    failed.sort_unstable_by_key(|failed| failed.position.key);
     let (keys, seqs, revisions) = columns(failed.iter().map(|failed| failed.position));
     let waits: Vec<Option<i64>> = failed
         .iter()
         .map(|failed| failed.retry_after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
         .collect();
     sql_query(
-        "UPDATE stream_cursor c
-         SET attempts = c.attempts + failed.counts::integer, deaths = 0, last_error = failed.error,
-             retry_at = clock_timestamp() + failed.wait_ms * interval '1 ms',
-             parked_at = CASE WHEN failed.wait_ms IS NULL THEN clock_timestamp() END
-         FROM unnest($2, $3, $4, $5, $6, $7) AS failed (key, seq, revision, error, wait_ms, counts)
-         WHERE c.stream = $1 AND c.key = failed.key AND c.seq = failed.seq - 1 AND c.revision = failed.revision",
+        "WITH locked AS (
+             SELECT c.key, failed.error, failed.wait_ms, failed.counts
+             FROM unnest($2, $3, $4, $5, $6, $7) AS failed (key, seq, revision, error, wait_ms, counts)
+             JOIN stream_cursor c ON c.stream = $1 AND c.key = failed.key
+             WHERE c.seq = failed.seq - 1 AND c.revision = failed.revision
+             ORDER BY c.key FOR UPDATE OF c)
+         UPDATE stream_cursor c
+         SET attempts = c.attempts + locked.counts::integer, deaths = 0, last_error = locked.error,
+             retry_at = clock_timestamp() + locked.wait_ms * interval '1 ms',
+             parked_at = CASE WHEN locked.wait_ms IS NULL THEN clock_timestamp() END
+         FROM locked WHERE c.stream = $1 AND c.key = locked.key",
     )
     .bind::<Text, _>(name)
     .bind::<Array<Text>, _>(&keys)
@@ -373,13 +376,16 @@ pub fn take_back(conn: &mut PgConnection, name: &str, positions: &[Position<'_>]
 }
 
 fn change_deaths(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], by: i32) -> Result<()> {
-    let mut positions = positions.to_vec();
-    positions.sort_unstable_by_key(|position| position.key);
-    let (keys, seqs, revisions) = columns(positions);
+    let (keys, seqs, revisions) = columns(positions.iter().copied());
     sql_query(
-        "UPDATE stream_cursor c SET deaths = greatest(c.deaths + $5, 0)
-         FROM unnest($2, $3, $4) AS begun (key, seq, revision)
-         WHERE c.stream = $1 AND c.key = begun.key AND c.seq = begun.seq - 1 AND c.revision = begun.revision",
+        "WITH locked AS (
+             SELECT c.key
+             FROM unnest($2, $3, $4) AS begun (key, seq, revision)
+             JOIN stream_cursor c ON c.stream = $1 AND c.key = begun.key
+             WHERE c.seq = begun.seq - 1 AND c.revision = begun.revision
+             ORDER BY c.key FOR UPDATE OF c)
+         UPDATE stream_cursor c SET deaths = greatest(c.deaths + $5, 0)
+         FROM locked WHERE c.stream = $1 AND c.key = locked.key",
     )
     .bind::<Text, _>(name)
     .bind::<Array<Text>, _>(&keys)
@@ -412,14 +418,7 @@ struct SweptRow {
 ///
 /// # Errors
 /// The database's.
-pub fn sweep(
-    conn: &mut PgConnection,
-    name: &str,
-    shards: i32,
-    held: &[i32],
-    after: &str,
-    limit: i64,
-) -> Result<Swept> {
+pub fn sweep(conn: &mut PgConnection, name: &str, shards: i32, held: &[i32], after: &str, limit: i64) -> Result<Swept> {
     // Skips from key to key along the index of what waits, so that a long backlog of one key costs no more than a
     // short one.
     let rows: Vec<SweptRow> = sql_query(

@@ -1,0 +1,643 @@
+//! What sequenced streams rest on, on a real database: numbers, cursors, retries, the sweep, the division, leases.
+
+use domain::stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload, key_hash, shard, shard_routing_key};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+use storage::{
+    Database, Error, PgConnection, admin, leases, outbox, parked,
+    streams::{self, Failed, Layout, Position, State},
+};
+use test_support::{TestDatabase, eventually};
+
+/// More connections than a test's pool usually has.
+fn open(db: &TestDatabase) -> Database {
+    let mut settings = db.settings();
+    settings.pool_size = 12;
+    Database::open(&settings, "test").unwrap()
+}
+
+fn event(key: &str, payload: impl ToString) -> (AccountId, Payload) {
+    (AccountId::parse(key).unwrap(), Payload::parse(payload.to_string()).unwrap())
+}
+
+fn append(db: &TestDatabase, events: &[(&str, i32)]) {
+    let events: Vec<_> = events.iter().map(|(key, payload)| event(key, payload)).collect();
+    db.database().transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &events, None)).unwrap();
+}
+
+fn load(db: &TestDatabase, key: &str) -> State {
+    let states = db.database().transaction(|conn| streams::load(conn, ACCOUNT_EVENT, &[key])).unwrap();
+    assert_eq!(states.len(), 1);
+    states.into_iter().next().unwrap()
+}
+
+/// The event that is next for a key that stands so.
+fn position(state: &State) -> Position<'_> {
+    Position { key: &state.key, seq: state.cursor + 1, revision: state.revision }
+}
+
+fn advance(db: &TestDatabase, position: Position<'_>) -> bool {
+    let won = db.database().transaction(|conn| streams::advance(conn, ACCOUNT_EVENT, &[position], "test"));
+    won.unwrap() == [true]
+}
+
+fn fail(db: &TestDatabase, position: Position<'_>, retry_after: Option<Duration>) {
+    let failed = Failed { position, error: "told to", retry_after, counts: true };
+    db.database().transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[failed])).unwrap();
+}
+
+fn swept(db: &TestDatabase, held: &[i32]) -> Vec<String> {
+    let swept = db.database().transaction(|conn| streams::sweep(conn, ACCOUNT_EVENT, 4, held, "", 1000)).unwrap();
+    assert_eq!(swept.after, None);
+    swept.keys
+}
+
+/// How many sessions of the test's database wait for an advisory lock.
+fn waiting_for_advisory_locks(db: &TestDatabase) -> i64 {
+    db.count(
+        "SELECT count(*) AS n FROM pg_locks JOIN pg_database d ON d.oid = database
+         WHERE d.datname = current_database() AND locktype = 'advisory' AND NOT granted",
+    )
+}
+
+#[test]
+fn the_order_in_the_list_is_the_order_of_each_key_and_every_event_has_its_message() {
+    let db = TestDatabase::new();
+    append(&db, &[("b", 1)]);
+    let events = [event("b", 2), event("a", 3), event("b", 4), event("10", 5), event("9", 6)];
+    let heads = db
+        .database()
+        .transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &events, Some("request")))
+        .unwrap()
+        .into_iter()
+        .map(|head| (head.key.to_string(), head.seq))
+        .collect::<Vec<_>>();
+    let expected = [("10", 1), ("9", 1), ("a", 1), ("b", 3)];
+    assert_eq!(heads, expected.map(|(key, seq)| (key.to_owned(), seq)));
+
+    let rows = db.database().transaction(|conn| outbox::take(conn, 100)).unwrap();
+    let messages: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let event: AccountEvent = serde_json::from_slice(&row.envelope.body).unwrap();
+            let key = event.account_id.to_string();
+            assert_eq!(row.envelope.exchange, ACCOUNT_EVENT);
+            assert_eq!(row.envelope.routing_key, shard_routing_key(shard(key_hash(&key), 16)));
+            (
+                key,
+                event.seq,
+                event.payload.as_str().to_owned(),
+                row.envelope.correlation_id.as_deref() == Some("request"),
+            )
+        })
+        .collect();
+    let expected = [("b", 1, "1"), ("b", 2, "2"), ("a", 1, "3"), ("b", 3, "4"), ("10", 1, "5"), ("9", 1, "6")];
+    let expected = expected.map(|(key, seq, payload)| (key.to_owned(), seq, payload.to_owned(), payload != "1"));
+    assert_eq!(messages, expected);
+    for (key, seq, payload, _) in expected {
+        let rows = format!(
+            "SELECT count(*) AS n FROM stream_event WHERE key = '{key}' AND seq = {seq} AND payload::text = '{payload}'
+             AND key_hash = {} AND processed_at IS NULL",
+            key_hash(&key)
+        );
+        assert_eq!(db.count(&rows), 1, "{key} {seq}");
+    }
+}
+
+#[test]
+fn a_rollback_leaves_neither_events_nor_a_gap() {
+    let db = TestDatabase::new();
+    append(&db, &[("known", 1)]);
+    let given_up: Result<(), Error> = db.database().transaction(|conn| {
+        streams::append(conn, ACCOUNT_EVENT, &[event("known", 2), event("new", 1)], None)?;
+        Err(Error::Conflict("given up"))
+    });
+    assert!(matches!(given_up, Err(Error::Conflict("given up"))));
+    assert_eq!((load(&db, "known").head, load(&db, "new").head), (1, 0));
+    append(&db, &[("new", 1), ("known", 2)]);
+    assert_eq!((load(&db, "known").head, load(&db, "new").head), (2, 1));
+    assert_eq!(db.count("SELECT count(*) AS n FROM outbox"), 3);
+}
+
+#[test]
+fn an_unknown_stream_takes_no_events() {
+    let db = TestDatabase::new();
+    let layout = Layout { shards: 1, queues: 1 };
+    let unknown = db.database().transaction(|conn| streams::append(conn, "unknown", &[event("a", 1)], None));
+    assert!(matches!(unknown, Err(Error::NotFound("stream"))));
+    let unknown = db.database().transaction(|conn| streams::divide(conn, "unknown", layout));
+    assert!(matches!(unknown, Err(Error::NotFound("stream"))));
+}
+
+/// Eight transactions at a time, each of several keys in an order of its own, a quarter of them rolled back. Whoever looks
+/// meanwhile sees of each key the first events without a gap: that is what dense and in the order of commits means.
+#[test]
+fn at_every_moment_the_events_of_a_key_are_numbered_without_a_gap() {
+    const THREADS: usize = 8;
+    const BATCHES: usize = 40;
+    const GAPS: &str = "SELECT count(*) AS n FROM
+        (SELECT FROM stream_event GROUP BY key HAVING count(*) <> max(seq) OR min(seq) <> 1) gap";
+    let db = TestDatabase::new();
+    let database = open(&db);
+    let over = AtomicBool::new(false);
+    let looks = thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            let mut conn = database.connection().unwrap();
+            let mut looks = 0;
+            while !over.load(Ordering::Acquire) {
+                assert_eq!(admin::count(&mut conn, GAPS).unwrap(), 0);
+                looks += 1;
+            }
+            looks
+        });
+        let producers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let database = &database;
+                scope.spawn(move || {
+                    for batch in 0..BATCHES {
+                        let keys = (0..5).map(|n| (thread * 7 + batch * 3 + n * (1 + thread % 4)) % 8);
+                        let events: Vec<_> = keys.map(|key| event(&key.to_string(), thread * 1000 + batch)).collect();
+                        let mut attempts = 0;
+                        let result = database.transaction(|conn| {
+                            attempts += 1;
+                            streams::append(conn, ACCOUNT_EVENT, &events, None)?;
+                            if batch % 4 == 3 { Err(Error::Conflict("given up")) } else { Ok(()) }
+                        });
+                        assert_eq!(result.is_ok(), batch % 4 != 3, "{result:?}");
+                        assert_eq!(attempts, 1, "two batches were at a deadlock");
+                    }
+                })
+            })
+            .collect();
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        over.store(true, Ordering::Release);
+        looker.join().unwrap()
+    });
+    assert!(looks > 10, "{looks}");
+    let accepted = (THREADS * BATCHES * 5 * 3 / 4) as i64;
+    assert_eq!(db.count("SELECT count(*) AS n FROM stream_event"), accepted);
+    assert_eq!(db.count("SELECT sum(seq)::bigint AS n FROM stream_head"), accepted);
+    assert_eq!(db.count("SELECT count(*) AS n FROM outbox"), accepted);
+    assert_eq!(db.count("SELECT count(*) AS n FROM stream_cursor WHERE seq = 0"), 8);
+    // One producer's batches come one after another, and so do a batch's events.
+    assert_eq!(
+        db.count(
+            "SELECT count(*) AS n FROM (
+                 SELECT payload::text::integer < lag(payload::text::integer)
+                     OVER (PARTITION BY key, payload::text::integer / 1000 ORDER BY seq) AS late FROM stream_event) e
+             WHERE late"
+        ),
+        0
+    );
+}
+
+#[test]
+fn a_key_is_loaded_with_what_is_next_and_an_unknown_one_as_empty() {
+    let db = TestDatabase::new();
+    append(&db, &[("a", 1), ("a", 2)]);
+    let state = load(&db, "a");
+    assert_eq!((state.head, state.cursor, state.revision, state.attempts, state.deaths), (2, 0, 0, 0, 0));
+    assert!(!state.parked && state.wait.is_zero());
+    let next = state.next.as_ref().unwrap();
+    assert_eq!((next.seq, &*next.payload), (1, "1"));
+    assert!(advance(&db, position(&state)));
+    assert!(advance(&db, position(&load(&db, "a"))));
+    let state = load(&db, "a");
+    assert_eq!((state.head, state.cursor, state.next), (2, 2, None));
+    let state = load(&db, "unknown");
+    assert_eq!((state.head, state.cursor, state.next), (0, 0, None));
+}
+
+#[test]
+fn of_all_who_apply_an_event_at_once_one_wins() {
+    const WORKERS: usize = 6;
+    const KEYS: usize = 40;
+    let db = TestDatabase::new();
+    let database = open(&db);
+    let keys: Vec<String> = (0..KEYS).map(|key| key.to_string()).collect();
+    append(&db, &keys.iter().map(|key| (key.as_str(), 0)).collect::<Vec<_>>());
+    let together = Barrier::new(WORKERS);
+    let wins: Vec<usize> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                let (database, keys, together) = (&database, &keys, &together);
+                scope.spawn(move || {
+                    // Each in an order of its own.
+                    let mut positions: Vec<_> = keys.iter().map(|key| Position { key, seq: 1, revision: 0 }).collect();
+                    positions.rotate_left(worker * 5);
+                    if worker % 2 == 1 {
+                        positions.reverse();
+                    }
+                    let mut attempts = 0;
+                    together.wait();
+                    let won = database.transaction(|conn| {
+                        attempts += 1;
+                        streams::advance(conn, ACCOUNT_EVENT, &positions, &worker.to_string())
+                    });
+                    assert_eq!(attempts, 1, "two batches were at a deadlock");
+                    let won = won.unwrap();
+                    // What is answered for a position is so.
+                    for (position, won) in positions.iter().zip(&won) {
+                        let mut conn = database.connection().unwrap();
+                        let mine = format!(
+                            "SELECT count(*) AS n FROM stream_event WHERE key = '{}' AND worker = '{worker}'
+                             AND outcome = 'applied'",
+                            position.key
+                        );
+                        assert_eq!(admin::count(&mut conn, &mine).unwrap(), i64::from(*won));
+                    }
+                    won.into_iter().filter(|won| *won).count()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    assert_eq!(wins.iter().sum::<usize>(), KEYS, "{wins:?}");
+    assert_eq!(db.count("SELECT count(*) AS n FROM stream_cursor WHERE seq = 1"), KEYS as i64);
+}
+
+#[test]
+fn only_what_is_next_can_be_applied() {
+    let db = TestDatabase::new();
+    append(&db, &[("a", 1), ("a", 2), ("a", 3)]);
+    for (seq, applied) in [(2, false), (3, false), (1, true), (1, false), (3, false), (2, true), (1, false), (3, true)]
+    {
+        assert_eq!(advance(&db, Position { key: "a", seq, revision: 0 }), applied, "{seq}");
+    }
+    assert!(!advance(&db, Position { key: "unknown", seq: 1, revision: 0 }));
+    assert_eq!(load(&db, "a").cursor, 3);
+}
+
+#[test]
+fn whoever_waited_for_a_cursor_decides_by_what_was_committed_meanwhile() {
+    let db = TestDatabase::new();
+    let database = open(&db);
+    append(&db, &[("a", 1), ("a", 2), ("a", 3), ("a", 4), ("a", 5)]);
+    let waiting = "SELECT count(*) AS n FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let settle = |conn: &mut PgConnection, seq, succeeds: bool| {
+        let position = Position { key: "a", seq, revision: 0 };
+        if succeeds {
+            return Ok(streams::advance(conn, ACCOUNT_EVENT, &[position], "test")? == [true]);
+        }
+        let failed = Failed { position, error: "told to", retry_after: Some(Duration::ZERO), counts: true };
+        streams::fail(conn, ACCOUNT_EVENT, &[failed]).map(|()| false)
+    };
+    // Whether the first one succeeds, how its transaction ends, whether the second one succeeds; whether that has moved
+    // the cursor, where it is then, and the attempts.
+    for (first, end, second, moved, cursor, attempts) in [
+        (false, "COMMIT", true, true, 1, 0),
+        (true, "ROLLBACK", true, true, 2, 0),
+        (true, "COMMIT", true, false, 3, 0),
+        (true, "COMMIT", false, false, 4, 0),
+        (false, "COMMIT", false, false, 4, 2),
+    ] {
+        let seq = load(&db, "a").cursor + 1;
+        let mut conn = database.connection().unwrap();
+        admin::execute(&mut conn, "BEGIN").unwrap();
+        assert_eq!(settle(&mut conn, seq, first).unwrap(), first);
+        let won = thread::scope(|scope| {
+            let waiter = scope.spawn(|| database.transaction(|conn| settle(conn, seq, second)).unwrap());
+            eventually("the second one waits", || (db.count(waiting) == 1).then_some(()));
+            admin::execute(&mut conn, end).unwrap();
+            waiter.join().unwrap()
+        });
+        let state = load(&db, "a");
+        assert_eq!((won, state.cursor, state.attempts), (moved, cursor, attempts), "at event {seq}");
+    }
+}
+
+#[test]
+fn an_operators_change_takes_the_event_from_those_who_read_it_before() {
+    let db = TestDatabase::new();
+    append(&db, &[("a", 1), ("a", 2), ("a", 3)]);
+    let order = parked::Order { stream: ACCOUNT_EVENT, key: "a", seq: None, by: "operator" };
+    let change = |change: &dyn Fn(&mut PgConnection) -> storage::Result<i64>| {
+        let before = load(&db, "a");
+        fail(&db, position(&before), None);
+        assert!(load(&db, "a").parked);
+        db.database().transaction(change).unwrap();
+        assert!(!advance(&db, position(&before)), "it was read before the change");
+        fail(&db, position(&before), None);
+        let after = load(&db, "a");
+        assert_eq!(after.revision, before.revision + 1);
+        assert!(!after.parked && after.attempts == 0, "an attempt before the change doesn't count");
+        after
+    };
+    let state = change(&|conn| parked::retry(conn, &order));
+    assert_eq!((state.cursor, &*state.next.unwrap().payload), (0, "1"));
+    let state = change(&|conn| parked::replace(conn, &order, &Payload::parse("10").unwrap()));
+    assert_eq!((state.cursor, &*state.next.as_ref().unwrap().payload), (0, "10"));
+    assert!(advance(&db, position(&state)));
+    let state = change(&|conn| parked::skip(conn, &order));
+    assert_eq!((state.cursor, &*state.next.as_ref().unwrap().payload), (2, "3"));
+    assert!(advance(&db, position(&state)));
+    assert_eq!(db.count("SELECT count(*) AS n FROM stream_event WHERE outcome = 'skipped' AND seq = 2"), 1);
+}
+
+#[test]
+fn a_failed_attempt_is_due_again_later_and_the_last_one_parks_its_key() {
+    let db = TestDatabase::new();
+    append(&db, &[("a", 1), ("b", 1)]);
+    let first = load(&db, "a");
+    fail(&db, position(&first), Some(Duration::from_secs(60)));
+    let state = load(&db, "a");
+    assert_eq!((state.attempts, state.parked), (1, false));
+    assert!(state.wait > Duration::from_secs(50) && state.wait <= Duration::from_secs(60), "{:?}", state.wait);
+    assert_eq!(swept(&db, &[0, 1, 2, 3]), ["b"]);
+
+    let away = Failed { position: position(&first), error: "away", retry_after: Some(Duration::ZERO), counts: false };
+    db.database().transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[away])).unwrap();
+    let state = load(&db, "a");
+    assert_eq!((state.attempts, state.parked, state.wait), (1, false, Duration::ZERO));
+    assert_eq!(swept(&db, &[0, 1, 2, 3]), ["a", "b"]);
+
+    fail(&db, position(&first), None);
+    let state = load(&db, "a");
+    assert_eq!((state.attempts, state.parked), (2, true));
+    assert_eq!(swept(&db, &[0, 1, 2, 3]), ["b"]);
+    assert_eq!(db.count("SELECT count(*) AS n FROM stream_cursor WHERE last_error = 'told to'"), 1);
+
+    // A worker that believed it to be its own and succeeds after all: that settles it.
+    assert!(advance(&db, position(&first)));
+    let state = load(&db, "a");
+    assert_eq!((state.cursor, state.attempts, state.parked), (1, 0, false));
+    fail(&db, position(&first), None);
+    assert!(!load(&db, "a").parked, "what has taken effect doesn't fail");
+}
+
+#[test]
+fn attempts_on_record_are_counted_until_they_end() {
+    let db = TestDatabase::new();
+    append(&db, &[("a", 1), ("a", 2)]);
+    let state = load(&db, "a");
+    let change = |change: fn(&mut PgConnection, &str, &[Position<'_>]) -> storage::Result<()>, position| {
+        db.database().transaction(|conn| change(conn, ACCOUNT_EVENT, &[position])).unwrap();
+        load(&db, "a").deaths
+    };
+    let first = position(&state);
+    assert_eq!(change(streams::begin, first), 1);
+    assert_eq!(change(streams::begin, first), 2);
+    assert_eq!(change(streams::take_back, first), 1);
+    assert_eq!(change(streams::begin, Position { revision: 1, ..first }), 1, "of another revision");
+    assert_eq!(change(streams::begin, Position { seq: 2, ..first }), 1, "of an event that isn't next");
+    assert!(advance(&db, first));
+    assert_eq!(load(&db, "a").deaths, 0);
+    let second = Position { seq: 2, ..first };
+    assert_eq!(change(streams::take_back, second), 0);
+    assert_eq!(change(streams::begin, second), 1);
+    fail(&db, second, Some(Duration::ZERO));
+    assert_eq!(load(&db, "a").deaths, 0);
+}
+
+#[test]
+fn the_sweep_finds_what_may_go_on_in_its_shards_page_by_page() {
+    let db = TestDatabase::new();
+    let keys: Vec<String> = (0..60).map(|key| format!("key-{key:02}")).collect();
+    for _ in 0..3 {
+        append(&db, &keys.iter().map(|key| (key.as_str(), 0)).collect::<Vec<_>>());
+    }
+    let mut expected: BTreeMap<i32, BTreeSet<String>> = BTreeMap::new();
+    for (number, key) in keys.iter().enumerate() {
+        match number % 6 {
+            // Done.
+            0 => (0..3).for_each(|_| assert!(advance(&db, position(&load(&db, key))))),
+            1 => fail(&db, position(&load(&db, key)), None),
+            2 => fail(&db, position(&load(&db, key)), Some(Duration::from_secs(600))),
+            kind => {
+                if kind == 3 {
+                    fail(&db, position(&load(&db, key)), Some(Duration::ZERO));
+                } else if kind == 4 {
+                    assert!(advance(&db, position(&load(&db, key))));
+                }
+                expected.entry(shard(key_hash(key), 4)).or_default().insert(key.clone());
+            }
+        }
+    }
+    assert_eq!(expected.len(), 4, "every shard has some");
+    for held in [&[][..], &[0], &[1, 3], &[0, 1, 2, 3]] {
+        let expected: BTreeSet<&String> = held.iter().flat_map(|shard| &expected[shard]).collect();
+        assert_eq!(swept(&db, held).iter().collect::<BTreeSet<_>>(), expected);
+        for limit in [1, 7, 50, 51] {
+            let (mut found, mut after, mut pages) = (Vec::new(), Some(String::new()), 0);
+            while let Some(from) = after {
+                let swept = db
+                    .database()
+                    .transaction(|conn| streams::sweep(conn, ACCOUNT_EVENT, 4, held, &from, limit))
+                    .unwrap();
+                assert!(swept.keys.len() <= limit as usize);
+                found.extend(swept.keys);
+                after = swept.after;
+                pages += 1;
+            }
+            assert!(found.is_sorted());
+            assert_eq!(found.iter().collect::<BTreeSet<_>>(), expected);
+            // Fifty keys have events that wait, and a full page may be the last.
+            assert_eq!(pages, 50 / limit + 1, "pages of {limit}");
+        }
+    }
+}
+
+#[test]
+fn dividing_waits_for_those_who_are_appending_and_others_wait_for_it() {
+    let db = TestDatabase::new();
+    let database = open(&db);
+    let key =
+        (0..).map(|n: u32| n.to_string()).find(|key| shard(key_hash(key), 2) != shard(key_hash(key), 16)).unwrap();
+    let layout = Layout { shards: 2, queues: 16 };
+    let mut early = database.connection().unwrap();
+    admin::execute(&mut early, "BEGIN").unwrap();
+    streams::append(&mut early, ACCOUNT_EVENT, &[event("other", 0)], None).unwrap();
+    thread::scope(|scope| {
+        let divider = scope.spawn(|| database.transaction(|conn| streams::divide(conn, ACCOUNT_EVENT, layout)));
+        eventually("dividing waits", || (waiting_for_advisory_locks(&db) == 1).then_some(()));
+        let late = scope.spawn(|| {
+            database.transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &[event(&key, 1)], None)).map(drop)
+        });
+        eventually("appending waits", || (waiting_for_advisory_locks(&db) == 2).then_some(()));
+        // It's still appending by the old division.
+        streams::append(&mut early, ACCOUNT_EVENT, &[event(&key, 0)], None).unwrap();
+        admin::execute(&mut early, "COMMIT").unwrap();
+        divider.join().unwrap().unwrap();
+        late.join().unwrap().unwrap();
+    });
+    let mut conn = database.connection().unwrap();
+    assert_eq!(streams::layout(&mut conn, ACCOUNT_EVENT).unwrap(), layout);
+    let rows = database.transaction(|conn| outbox::take(conn, 100)).unwrap();
+    let routed: Vec<&str> = rows[1..].iter().map(|row| row.envelope.routing_key.as_str()).collect();
+    let expected = [16, 2].map(|shards| shard_routing_key(shard(key_hash(&key), shards)));
+    assert_eq!(routed, expected);
+}
+
+const TTL: Duration = Duration::from_secs(600);
+const SERVICE: &str = "service";
+
+fn claim(db: &TestDatabase, holder: &str, resources: &[&str], limit: i64) -> Vec<(String, bool)> {
+    let mut claimed: Vec<_> = db
+        .database()
+        .transaction(|conn| leases::claim(conn, holder, TTL, resources, limit))
+        .unwrap()
+        .into_iter()
+        .map(|claimed| (claimed.resource, claimed.taken_over_at.is_some()))
+        .collect();
+    claimed.sort();
+    claimed
+}
+
+fn renew(db: &TestDatabase, holder: &str) -> BTreeSet<String> {
+    db.database().transaction(|conn| leases::renew(conn, holder, TTL)).unwrap().into_iter().collect()
+}
+
+fn let_run_out(db: &TestDatabase, resource: &str) {
+    let sql =
+        format!("UPDATE lease SET expires_at = clock_timestamp() - interval '1 ms' WHERE resource = '{resource}'");
+    assert_eq!(db.execute(&sql), 1);
+}
+
+fn owned<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(String::from).into()
+}
+
+#[test]
+fn a_lease_is_had_by_one_until_it_is_given_back_or_runs_out() {
+    let db = TestDatabase::new();
+    let resources = ["r0", "r1", "r2"];
+    assert_eq!(claim(&db, "first", &resources, 2), [("r0".into(), false), ("r1".into(), false)]);
+    assert_eq!(claim(&db, "second", &resources, 3), [("r2".into(), false)]);
+    assert_eq!(claim(&db, "third", &resources, 3), []);
+    assert_eq!(claim(&db, "first", &resources, 3), [], "one's own is renewed, not claimed");
+
+    // One that has run out is its holder's until somebody takes it.
+    let_run_out(&db, "r0");
+    assert_eq!(claim(&db, "first", &resources, 3), []);
+    assert_eq!(renew(&db, "first"), owned(["r0", "r1"]));
+    assert_eq!(claim(&db, "second", &resources, 3), []);
+    let_run_out(&db, "r0");
+    assert_eq!(claim(&db, "second", &resources, 3), [("r0".into(), true)]);
+    assert_eq!(renew(&db, "first"), owned(["r1"]));
+    assert_eq!(renew(&db, "second"), owned(["r0", "r2"]));
+
+    // Nobody gives back what is another's.
+    db.database().transaction(|conn| leases::release(conn, "first", &["r0", "r1"])).unwrap();
+    assert_eq!(claim(&db, "third", &resources, 3), [("r1".into(), false)]);
+    let held: Vec<_> = db
+        .database()
+        .transaction(|conn| leases::list(conn, &resources))
+        .unwrap()
+        .into_iter()
+        .map(|lease| (lease.resource, lease.holder, lease.expired))
+        .collect();
+    let expected = [("r0", "second"), ("r1", "third"), ("r2", "second")];
+    assert_eq!(held, expected.map(|(resource, holder)| (resource.into(), Some(holder.into()), false)));
+}
+
+#[test]
+fn of_all_who_claim_a_lease_at_once_one_gets_it() {
+    const HOLDERS: usize = 8;
+    let db = TestDatabase::new();
+    let database = open(&db);
+    let names: Vec<String> = (0..16).map(|n| format!("r{n:02}")).collect();
+    let resources: Vec<&str> = names.iter().map(String::as_str).collect();
+    let together = Barrier::new(HOLDERS);
+    // New ones, and then such as have run out: the second time, nobody gets what is his own.
+    for _ in 0..2 {
+        let claimed: Vec<String> = thread::scope(|scope| {
+            let holders: Vec<_> = (0..HOLDERS)
+                .map(|holder| {
+                    let (database, resources, together) = (&database, &resources, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        let holder = format!("holder-{holder}");
+                        let claim = |conn: &mut PgConnection| leases::claim(conn, &holder, TTL, resources, 16);
+                        database.transaction(claim).unwrap()
+                    })
+                })
+                .collect();
+            holders.into_iter().flat_map(|holder| holder.join().unwrap()).map(|claimed| claimed.resource).collect()
+        });
+        assert_eq!(claimed.len(), claimed.iter().collect::<BTreeSet<_>>().len(), "{claimed:?}");
+        let held = "SELECT count(*) AS n FROM lease WHERE holder IS NOT NULL AND expires_at > clock_timestamp()";
+        assert_eq!(db.count(held), claimed.len() as i64);
+        db.execute("UPDATE lease SET expires_at = clock_timestamp() - interval '1 ms'");
+    }
+    assert_eq!(db.count("SELECT count(*) AS n FROM lease"), 16);
+}
+
+#[test]
+fn members_are_those_who_have_been_there_lately() {
+    let db = TestDatabase::new();
+    let attend = |service: &str, holder: &str| {
+        db.database().transaction(|conn| leases::attend(conn, service, holder, TTL)).unwrap()
+    };
+    assert_eq!(attend(SERVICE, "b"), ["b"]);
+    assert_eq!(attend(SERVICE, "a"), ["a", "b"]);
+    assert_eq!(attend("other", "c"), ["c"]);
+    db.execute("UPDATE member SET seen_at = clock_timestamp() - interval '601 seconds' WHERE holder IN ('b', 'c')");
+    assert_eq!(attend(SERVICE, "a"), ["a"]);
+    assert_eq!(attend("other", "c"), ["c"], "whoever comes back in time is still a member");
+
+    assert_eq!(attend(SERVICE, "b"), ["a", "b"]);
+    claim(&db, "a", &["r0"], 1);
+    claim(&db, "b", &["r1"], 1);
+    db.database().transaction(|conn| leases::depart(conn, SERVICE, "a")).unwrap();
+    assert_eq!(renew(&db, "a"), owned(["r0"]), "whoever departs has his leases to the end of his work");
+    assert_eq!(attend(SERVICE, "b"), ["b"]);
+    db.database().transaction(|conn| leases::leave(conn, SERVICE, "b")).unwrap();
+    assert_eq!(renew(&db, "b"), owned([]));
+    assert_eq!(claim(&db, "a", &["r0", "r1"], 2), [("r1".into(), false)]);
+    assert_eq!(attend(SERVICE, "a"), ["a"]);
+}
+
+/// Workers that believe the same keys to be theirs, in batches of any kind, each in an order of its own.
+#[test]
+fn overlapping_batches_of_all_kinds_wait_for_each_other_without_a_deadlock() {
+    const WORKERS: usize = 6;
+    let db = TestDatabase::new();
+    let database = open(&db);
+    let mut keys: Vec<String> = (0..300).map(|key| (key * 7919 % 1000).to_string()).collect();
+    append(&db, &keys.iter().map(|key| (key.as_str(), 0)).collect::<Vec<_>>());
+    keys.sort_by_key(|key| key.bytes().rev().collect::<Vec<_>>());
+    thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (database, keys) = (&database, &keys);
+            scope.spawn(move || {
+                for round in 0..60 {
+                    let mut positions: Vec<_> = keys.iter().map(|key| Position { key, seq: 1, revision: 0 }).collect();
+                    positions.rotate_left((worker * 50 + round * 17) % 300);
+                    positions.truncate(100 + 100 * (round % 3));
+                    let failed = |position| Failed {
+                        position,
+                        error: "told to",
+                        retry_after: Some(Duration::ZERO),
+                        counts: true,
+                    };
+                    let mut tries = 0;
+                    let result = database.transaction(|conn| {
+                        tries += 1;
+                        match (worker + round) % 4 {
+                            0 => streams::begin(conn, ACCOUNT_EVENT, &positions),
+                            1 => streams::take_back(conn, ACCOUNT_EVENT, &positions),
+                            2 => {
+                                let failed: Vec<_> = positions.iter().copied().map(failed).collect();
+                                streams::fail(conn, ACCOUNT_EVENT, &failed)
+                            }
+                            _ => {
+                                streams::advance(conn, ACCOUNT_EVENT, &positions, "test")?;
+                                Err(Error::Conflict("given up"))
+                            }
+                        }
+                    });
+                    assert!(matches!(result, Ok(()) | Err(Error::Conflict("given up"))), "{result:?}");
+                    assert_eq!(tries, 1, "two batches were at a deadlock");
+                }
+            });
+        }
+    });
+}
