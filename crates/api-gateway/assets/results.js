@@ -28,6 +28,7 @@ const plural = (n, noun) => `${number(n)} ${noun}${n === 1 ? '' : 's'}`;
 
 function duration(ms) {
   if (ms < 0) return `−${duration(-ms)}`;
+  if (ms === 0) return '0 s';
   if (ms < 10) return `${ms.toFixed(1)} ms`;
   if (ms < 1000) return `${ms.toFixed(0)} ms`;
   if (ms < 100_000) return `${(ms / 1000).toFixed(2)} s`;
@@ -119,13 +120,14 @@ function show() {
   const none = totals.accepted === 0;
   set('order-errors', none ? '–' : number(totals.orderErrors));
   set('order-note', none ? '' : totals.orderErrors === 0
-    ? 'every account in order, nothing twice'
+    ? 'all in order, nothing twice'
     : `in ${plural(totals.disorderedAccounts, 'account')}`);
   $('order').className = none ? '' : totals.orderErrors === 0 ? 'good' : 'bad';
 
   const { elapsedMs, elapsedToLongest, eventsPerSecond, longestAccount } = totals;
   set('ratio', elapsedToLongest === null ? '–' : elapsedToLongest.toFixed(3));
-  set('ratio-note', elapsedToLongest === null ? '' : '1 is as fast as order allows');
+  set('ratio-note', elapsedToLongest !== null ? '1 is as fast as order allows'
+    : longestAccount === null ? '' : 'handling takes no time by itself');
   set('elapsed', elapsedMs === null ? '–' : duration(elapsedMs));
   set('elapsed-note', elapsedMs === null ? '' : 'first accepted to last through');
   set('longest', longestAccount === null ? '–' : longestAccount.accountId, longestAccount?.accountId);
@@ -133,6 +135,9 @@ function show() {
     `${plural(longestAccount.events, 'event')}, ${duration(longestAccount.workMs)} of work`);
   set('rate', eventsPerSecond === null ? '–'
     : eventsPerSecond < 100 ? eventsPerSecond.toFixed(1) : number(Math.round(eventsPerSecond)));
+
+  const age = time(latest.now) - time(totals.computedAt);
+  $('as-of').textContent = age > 3000 ? `as of ${duration(age)} ago: so many events take a while to add up` : '';
 
   progress(totals, none);
   workers(totals);
@@ -248,7 +253,7 @@ function scale() {
 function axis(scale) {
   const ticks = [];
   for (let at = 0; scale && at <= scale.end; at += scale.step) {
-    const label = el('span', {}, at === 0 ? '0' : tick(at, scale.step));
+    const label = el('span', {}, at === 0 ? '0' : tick(at, scale.step, scale.end));
     const x = scale.x(scale.start + at);
     if (scale.width - x < 30 && at > 0) label.className = 'end';
     label.style.left = `${x}px`;
@@ -258,8 +263,9 @@ function axis(scale) {
 }
 
 /** The time of a tick, in the unit that the steps between ticks are whole in. */
-function tick(ms, step) {
-  if (step < 1000) return duration(ms);
+function tick(ms, step, end) {
+  if (end < 1000) return `${ms} ms`;
+  if (step < 1000) return `${(ms / 1000).toFixed(step < 100 ? 2 : 1)} s`;
   const [unit, length] = [['h', 3_600_000], ['min', 60_000], ['s', 1000]].find(([, length]) => step % length === 0);
   return `${number(ms / length)} ${unit}`;
 }
@@ -346,8 +352,6 @@ function timeline(account, scale) {
   }
   if (events.length === 0) return drawn;
 
-  const waits = (from, to) => drawn.push(svg('line', {
-    class: 'wait', x1: Math.max(0, scale.x(from)), x2: scale.x(to), y1: middle, y2: middle }));
   const block = (attributes, from, to, label, seq) => {
     const [left, right] = [scale.x(from), scale.x(to)];
     const width = Math.max(1.5, right - left - 1);
@@ -355,10 +359,13 @@ function timeline(account, scale) {
     if (width > 7 * label.length + 3) drawn.push(svg('text', { x: left + width / 2, y: middle + 3.5 }, label));
   };
 
-  // All the time in which something waited, below the blocks.
-  const generated = events.map((event) => time(event.generatedAt));
-  const last = events.at(-1);
-  waits(generated.reduce((a, b) => Math.min(a, b)), time(last.processedAt) ?? scale.now);
+  // From when each was accepted to its turn: below the blocks of those before it.
+  events.forEach((event, index) => {
+    const [from, to] = [time(event.generatedAt), turn(events, index) ?? time(event.processedAt) ?? scale.now];
+    if (to > from) {
+      drawn.push(svg('line', { class: 'wait', x1: Math.max(0, scale.x(from)), x2: scale.x(to), y1: middle, y2: middle }));
+    }
+  });
 
   const earlier = events[0].seq - 1;
   const backwards = [];
@@ -389,7 +396,7 @@ function timeline(account, scale) {
   }
   if (earlier > 0) {
     const label = `${number(earlier)} earlier`;
-    const room = scale.x(turn(events, 0) ?? time(events[0].processedAt) ?? generated[0]);
+    const room = scale.x(turn(events, 0) ?? time(events[0].processedAt) ?? time(events[0].generatedAt));
     if (room > 6 * label.length + 4) drawn.push(svg('text', { class: 'more', x: 2, y: middle + 3.5 }, label));
   }
   return drawn;
@@ -468,16 +475,17 @@ function showDetails(row, events, next) {
   const start = time(latest.totals.firstGeneratedAt);
   const at = (ms) => (ms === null ? '' : duration(ms - start));
   const cell = (text, attributes = {}) => el('td', attributes, text);
+  const { account } = row;
   const body = events.map((event, index) => {
+    const waiting = account.parkedAt !== null && event.seq === account.applied + 1 ? 'parked' : 'waiting';
     const [generated, processed, from] = [time(event.generatedAt), time(event.processedAt), turn(events, index)];
     return el('tr', {}, cell(number(event.seq)), cell(at(generated), { title: event.generatedAt }),
       cell(at(processed), { title: event.processedAt }), cell(processed === null ? '' : duration(processed - generated)),
       cell(processed === null || from === null ? '' : duration(processed - from)),
-      cell(event.outcome ?? 'waiting', { class: 'text' }), cell(event.worker ?? '', { class: 'text' }));
+      cell(event.outcome ?? waiting, { class: 'text' }), cell(event.worker ?? '', { class: 'text' }));
   });
   const heads = [['event'], ['accepted'], ['through'], ['in all'], ['since its turn'], ['outcome', 'text'], ['by', 'text']];
   const content = [];
-  const { account } = row;
   if (account.parkedAt !== null) {
     content.push(el('p', { class: 'bad' }, `Event ${number(account.applied + 1)} is parked since ${clock(time(account.parkedAt))} UTC, after ` +
       `${plural(account.attempts, 'attempt')}: ${account.lastError ?? 'no reason is known'}`));
