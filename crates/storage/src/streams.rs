@@ -335,6 +335,7 @@ pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Resul
         .iter()
         .map(|failed| failed.retry_after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
         .collect();
+    // In the order of the keys, as above.
     sql_query(
         "WITH locked AS (
              SELECT c.key, failed.error, failed.wait_ms, failed.counts
@@ -377,6 +378,7 @@ pub fn take_back(conn: &mut PgConnection, name: &str, positions: &[Position<'_>]
 
 fn change_deaths(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], by: i32) -> Result<()> {
     let (keys, seqs, revisions) = columns(positions.iter().copied());
+    // In the order of the keys, as above.
     sql_query(
         "WITH locked AS (
              SELECT c.key

@@ -23,12 +23,12 @@ fn open(db: &TestDatabase) -> Database {
     Database::open(&settings, "test").unwrap()
 }
 
-fn event(key: &str, payload: impl ToString) -> (AccountId, Payload) {
+fn event(key: &str, payload: usize) -> (AccountId, Payload) {
     (AccountId::parse(key).unwrap(), Payload::parse(payload.to_string()).unwrap())
 }
 
-fn append(db: &TestDatabase, events: &[(&str, i32)]) {
-    let events: Vec<_> = events.iter().map(|(key, payload)| event(key, payload)).collect();
+fn append(db: &TestDatabase, events: &[(&str, usize)]) {
+    let events: Vec<_> = events.iter().map(|(key, payload)| event(key, *payload)).collect();
     db.database().transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &events, None)).unwrap();
 }
 
