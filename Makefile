@@ -8,6 +8,9 @@ SHELL := /bin/bash
 # How many processes of each service, where not one: make run WORKERS="feed-updater=4 email-notifier=2"
 export WORKERS
 
+# What `make bench` measures.
+BENCH := fanout events
+
 # Runs the rest of a recipe's line with the addresses of the local servers.
 with_env := set -a && . .local/env && set +a &&
 
@@ -71,11 +74,11 @@ fmt: ## Format the code
 
 # With processes, a database and a vhost of its own: a fleet that runs beside it would only be in the way of the figures.
 .PHONY: bench
-bench: build ## Measure the fan-out (ARGS="--runs 3"); a table and JSON under target/bench
+bench: build ## Measure everything, or one thing (BENCH=events ARGS="--runs 1"); tables and JSON under target/bench
 	@deploy/local/install run
 	@deploy/local/fleet down
 	@deploy/local/servers up
-	@$(with_env) target/release/fleetctl bench fanout $(ARGS)
+	@$(with_env) for benchmark in $(BENCH); do target/release/fleetctl bench $$benchmark $(ARGS) || exit; done
 
 .PHONY: clean-local
 clean-local: stop ## Stop everything and remove its data, logs and settings

@@ -69,19 +69,20 @@ pub(super) fn run(args: &Events, context: &Context, out: &mut dyn Write) -> anyh
 fn fleetctl(stage: &Stage, args: &[String]) -> anyhow::Result<Child> {
     Command::new(env::current_exe().context("can't tell where this program is")?)
         .args(args)
-        .env("MURMURATION__DATABASE__URL", stage.url.expose())
-        .env("MURMURATION__BROKER__URL", stage.broker.url.expose())
+        .env("DATABASE_URL", stage.url.expose())
+        .env("AMQP_URL", stage.broker.url.expose())
         .env("GATEWAY_URL", stage.fleet.gateway_url())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .context("can't start fleetctl")
 }
 
 fn finish(child: Child, what: &str) -> anyhow::Result<()> {
     let output = child.wait_with_output().with_context(|| format!("can't look after {what}"))?;
-    ensure!(output.status.success(), "{what} failed: {}", String::from_utf8_lossy(&output.stdout));
+    let [said, error] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).trim().to_owned());
+    ensure!(output.status.success(), "{what} failed: {said}\n{error}");
     Ok(())
 }
 
