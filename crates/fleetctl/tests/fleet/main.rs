@@ -4,6 +4,7 @@
 mod absent;
 mod api;
 mod bad_input;
+mod events;
 mod kills;
 mod load;
 mod main_job;

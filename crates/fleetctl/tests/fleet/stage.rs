@@ -100,15 +100,21 @@ impl Stage {
         self.fleet.wait_ready(PATIENCE).expect("all services are ready");
     }
 
-    /// The operator's tool on this stage's servers; it has to succeed.
-    pub(crate) fn fleetctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_fleetctl"))
-            // These go before whatever else the environment says.
+    /// The operator's tool on this stage's servers.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fleetctl"));
+        // These go before whatever else the environment says.
+        command
             .env("DATABASE_URL", self.database.url())
             .env("AMQP_URL", self.broker.url.expose())
-            .args(arguments)
-            .output()
-            .expect("the operator's tool runs");
+            .env("GATEWAY_URL", self.fleet.gateway_url())
+            .args(arguments);
+        command
+    }
+
+    /// The same; it has to succeed.
+    pub(crate) fn fleetctl(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("the operator's tool runs");
         assert!(output.status.success(), "fleetctl {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).expect("it prints UTF-8")
     }
