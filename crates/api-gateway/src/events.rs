@@ -23,8 +23,6 @@ use storage::{results, streams};
 
 /// The most events in one request.
 const EVENTS_MAX: usize = 10_000;
-/// How deep a payload may nest. Parsers have limits, Postgres' and the handlers': this is below all of them.
-const DEPTH_MAX: usize = 100;
 
 /// An object of a request's body, its members as they were written.
 #[derive(Default)]
@@ -169,7 +167,7 @@ fn event(fields: &mut Fields, path: &str, mut members: Members<'_>) -> Result<Op
         return Err(Error::TooLarge { what: format!("{path}payload").into(), limit: PAYLOAD_MAX });
     }
     let account = read(fields, format_args!("{path}accountId"), members.account_id, account_id);
-    let payload = read(fields, format_args!("{path}payload"), members.payload, payload);
+    let payload = read(fields, format_args!("{path}payload"), members.payload, |json| Payload::parse(json));
     Ok(account.zip(payload))
 }
 
@@ -191,33 +189,6 @@ fn account_id(json: &str) -> Result<AccountId, Invalid> {
     };
     let text = text.ok_or_else(|| Invalid("must be a text, or a whole number from 0".into()))?;
     AccountId::parse(&text)
-}
-
-fn payload(json: &str) -> Result<Payload, Invalid> {
-    if depth(json) > DEPTH_MAX {
-        return Err(Invalid(format!("must nest at most {DEPTH_MAX} levels deep")));
-    }
-    Payload::parse(json)
-}
-
-/// How deep well-formed JSON nests, told without recursion.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let (mut in_text, mut escaped) = (false, false);
-    for byte in json.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => in_text = !in_text,
-            b'[' | b'{' if !in_text => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b']' | b'}' if !in_text => depth -= 1,
-            _ => {}
-        }
-    }
-    deepest
 }
 
 pub(crate) async fn post(
@@ -309,18 +280,4 @@ struct Account {
     last_error: Option<String>,
     events: Vec<Event>,
     next: Option<i64>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn depth_is_told_apart_from_brackets_in_texts() {
-        for (json, levels) in
-            [("1", 0), (r#""[[{""#, 0), ("[]", 1), (r#"[{"a]":"\\\"[[["},[]]"#, 2), (r#"{"a":[[],[[1]]],"b":{}}"#, 4)]
-        {
-            assert_eq!(depth(json), levels, "{json}");
-        }
-    }
 }

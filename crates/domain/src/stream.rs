@@ -18,6 +18,9 @@ pub const ACCOUNT_ID_MAX: usize = 64;
 /// The largest payload, in bytes of its JSON text.
 pub const PAYLOAD_MAX: usize = 65536;
 
+/// How deep a payload may nest. Parsers have limits, Postgres' and the handlers': this is below all of them.
+pub const PAYLOAD_DEPTH_MAX: usize = 100;
+
 /// An account that events belong to: 1 to 64 of the characters `A–Z a–z 0–9 . _ : -`. In JSON it may be a whole number
 /// as well: `17` and `"17"` are the same account, and it's written as a number wherever it looks like one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,7 +92,8 @@ impl<'de> Deserialize<'de> for AccountId {
     }
 }
 
-/// An event's content: any JSON value, kept as it was sent, of at most [`PAYLOAD_MAX`] bytes.
+/// An event's content: any JSON value, kept as it was sent, of at most [`PAYLOAD_MAX`] bytes and [`PAYLOAD_DEPTH_MAX`]
+/// levels.
 #[derive(Clone)]
 pub struct Payload(Box<RawValue>);
 
@@ -97,7 +101,7 @@ impl Payload {
     /// The JSON text.
     ///
     /// # Errors
-    /// When it's no JSON, or too large.
+    /// When it's no JSON, too large, or nests too deep.
     pub fn parse(text: impl Into<String>) -> Result<Self, Invalid> {
         let raw = RawValue::from_string(text.into()).map_err(|error| Invalid(format!("must be JSON: {error}")))?;
         Self::from_raw(raw)
@@ -106,6 +110,9 @@ impl Payload {
     fn from_raw(raw: Box<RawValue>) -> Result<Self, Invalid> {
         if raw.get().len() > PAYLOAD_MAX {
             return Err(Invalid(format!("must be at most {PAYLOAD_MAX} bytes of JSON")));
+        }
+        if depth(raw.get()) > PAYLOAD_DEPTH_MAX {
+            return Err(Invalid(format!("must nest at most {PAYLOAD_DEPTH_MAX} levels deep")));
         }
         Ok(Self(raw))
     }
@@ -141,6 +148,26 @@ impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::from_raw(Box::deserialize(deserializer)?).map_err(de::Error::custom)
     }
+}
+
+/// How deep well-formed JSON nests, told without recursion.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_text, mut escaped) = (false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth -= 1,
+            _ => {}
+        }
+    }
+    deepest
 }
 
 /// An event as it travels. The row in Postgres is the truth: the message says that it's there, and carries a copy.
@@ -229,6 +256,15 @@ mod tests {
         assert!(Payload::parse(quoted(PAYLOAD_MAX)).is_ok());
         assert!(Payload::parse(quoted(PAYLOAD_MAX + 1)).is_err() && Payload::parse("{").is_err());
         assert_eq!(format!("{:?}", Payload::parse(text).unwrap()), "Payload(21 bytes)");
+    }
+
+    #[test]
+    fn depth_is_told_apart_from_brackets_in_texts() {
+        for (json, levels) in
+            [("1", 0), (r#""[[{""#, 0), ("[]", 1), (r#"[{"a]":"\\\"[[["},[]]"#, 2), (r#"{"a":[[],[[1]]],"b":{}}"#, 4)]
+        {
+            assert_eq!(depth(json), levels, "{json}");
+        }
     }
 
     #[test]
