@@ -123,7 +123,7 @@ pub(crate) struct Replace {
     #[command(flatten)]
     change: One,
     /// The payload, any JSON value; @FILE reads it from a file, @- from the standard input
-    #[arg(long, value_name = "JSON|@FILE")]
+    #[arg(long, value_name = "JSON|@FILE", allow_hyphen_values = true)]
     payload: String,
 }
 

@@ -3,7 +3,7 @@
 //! The proof is in tables that don't know of each other: `stream_head` and `stream_event` say what was accepted,
 //! `account_effect` what took effect, in the order of its ids, and `stream_cursor` how far each account has come.
 
-use crate::{Count, Result, audit::Finding};
+use crate::{Count, Result, audit::Finding, locks};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -209,11 +209,13 @@ pub fn backlog(conn: &mut PgConnection, prefix: &str) -> Result<Backlog> {
 }
 
 /// How many of an account's events have exactly this payload: for a client that doesn't know whether its request took
-/// place, and has marked what it sent.
+/// place, and has marked what it sent. Waits for everybody who is accepting events just now, since one of them may be at
+/// that request.
 ///
 /// # Errors
 /// The database's.
 pub fn times_accepted(conn: &mut PgConnection, account: &str, payload: &str) -> Result<i64> {
+    conn.transaction(|conn| locks::stream_for_dividing(conn, ACCOUNT_EVENT))?;
     let count: Count =
         sql_query("SELECT count(*) AS n FROM stream_event WHERE stream = $1 AND key = $2 AND payload::text = $3")
             .bind::<Text, _>(ACCOUNT_EVENT)

@@ -22,8 +22,8 @@ use ureq::Agent;
 /// accounts once more. Which of an account's events in two requests comes first is up to the connections.
 ///
 /// What the gateway can't answer for (503, or a lost connection) is posted again, unless the database says that it was
-/// accepted. One case stays: a request whose answer was given up, and which commits only after it has been looked for.
-/// Its events are posted twice; that is told in the end, and exits with 1.
+/// accepted. One case stays: a request whose answer was given up, and which the gateway comes round to only after it has
+/// been looked for. Its events are accepted twice; that is told in the end, and exits with 1.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -137,7 +137,7 @@ pub(crate) fn run(
     if doubled > 0 {
         writeln!(out, "  {doubled} were accepted twice: their first request came through after it had been given up")?;
     }
-    let all_applied = !args.wait || await_all(&run.database, &prefix, interrupt, out)?;
+    let all_applied = !args.wait || await_all(&context.patient_database()?, &prefix, interrupt, out)?;
     Ok(match left + doubled {
         _ if interrupt.is_set() => Outcome::Interrupted,
         0 if all_applied => Outcome::Done,
@@ -315,6 +315,7 @@ impl Run<'_> {
                     reason
                 }
             };
+            log::info!("a request is tried again if need be: {reason}");
             loop {
                 self.interrupt.sleep_until(Instant::now() + wait);
                 wait = (wait * 2).min(LONGEST_WAIT);

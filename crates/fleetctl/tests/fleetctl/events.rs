@@ -19,7 +19,9 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use test_support::TestDatabase;
+use test_support::{PrivatePostgres, TestDatabase, eventually};
+
+const ACCEPTED: &str = "SELECT count(*) AS n FROM stream_event";
 
 /// Account `a` has 5 events that are applied; `b` has 3 of which the second is skipped; `c` is parked at the second of 3.
 fn settled() -> TestDatabase {
@@ -263,7 +265,7 @@ fn what_the_gateway_refuses_ends_the_load_and_one_that_is_away_is_tried_for_a_wh
     let port = NOWHERE.split(':').next_back().unwrap().split('/').next().unwrap();
     let summary = load(&format!("http://127.0.0.1:{port}"), &["--patience", "500ms"]);
     assert!(summary.contains("  500 × the gateway didn't answer"), "{summary}");
-    assert_eq!(database.count("SELECT count(*) AS n FROM stream_event"), 0);
+    assert_eq!(database.count(ACCEPTED), 0);
 }
 
 /// Passes requests on to the gateway and answers back, but for the first few answers: there it hangs up.
@@ -320,6 +322,32 @@ fn events_whose_answer_is_lost_are_not_posted_again_if_they_were_accepted() {
     let summary = run(load(&["--prefix", "p"]), 0);
     assert_eq!(loser.lost.load(Ordering::SeqCst), 5);
     assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (1000, 0));
-    assert_eq!(database.count("SELECT count(*) AS n FROM stream_event"), 1000);
+    assert_eq!(database.count(ACCEPTED), 1000);
     assert_eq!(database.count("SELECT count(DISTINCT payload->>'event') AS n FROM stream_event"), 1000);
+}
+
+#[test]
+fn while_the_database_is_frozen_nothing_is_lost_and_whatever_is_doubled_is_told() {
+    const EVENTS: i64 = 6000;
+    let mut postgres = PrivatePostgres::new();
+    postgres.start();
+    let database = TestDatabase::on(&postgres.url());
+    let gateway = Gateway::serve(&database, &[("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "500")]);
+    let events = EVENTS.to_string();
+    let mut load = fleetctl(&database, &["-v", "load", "events", "--accounts", "50", "--events", &events]);
+    load.args(["--batch", "100", "--rate", "2000", "--gateway", &gateway.url]);
+    let mut child = spawn(load);
+    let accepted = |count| eventually("events are accepted", || (database.count(ACCEPTED) >= count).then_some(()));
+    accepted(500);
+    let frozen = postgres.freeze();
+    crate::await_line(&mut child, "tried again if need be: 503");
+    drop(frozen);
+    let output = child.wait_with_output().unwrap();
+    let summary = String::from_utf8_lossy(&output.stdout);
+    assert_eq!((figure(&summary, "accepted,"), figure(&summary, "not known")), (EVENTS, 0));
+    assert_eq!(database.count("SELECT count(DISTINCT payload->>'event') AS n FROM stream_event"), EVENTS);
+    let doubled = database.count(ACCEPTED) - EVENTS;
+    eprintln!("{doubled} doubled");
+    let told = if summary.contains("were accepted twice") { figure(&summary, "were accepted twice") } else { 0 };
+    assert_eq!((told, output.status.code()), (doubled, Some(i32::from(doubled > 0))), "{summary}");
 }

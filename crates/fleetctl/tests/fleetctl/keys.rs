@@ -163,7 +163,7 @@ fn a_replaced_payload_is_tried_and_the_old_one_is_kept() {
     let now = state(&database, "a");
     assert_eq!((now.parked, now.attempts, now.cursor, now.revision), (false, 0, 1, seen.revision + 1));
     assert_eq!(now.next.unwrap().payload, "{\"n\": 2.50}");
-    assert!(complaint(replace("1"), 2).contains("key a: it isn't parked"));
+    assert!(complaint(replace("-1"), 2).contains("key a: it isn't parked"));
 
     park(&database, "a", "again");
     let mut child = replace("@-").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
