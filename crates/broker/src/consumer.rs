@@ -188,13 +188,7 @@ impl Live {
     }
 
     /// The same connection with another channel that consumes these queues.
-    fn reopen(
-        self,
-        connector: &mut Connector,
-        queues: &[Arc<str>],
-        prefetch: u16,
-        epoch: u64,
-    ) -> Result<Self, Error> {
+    fn reopen(self, connector: &mut Connector, queues: &[Arc<str>], prefetch: u16, epoch: u64) -> Result<Self, Error> {
         let Self { channel, sources, mut session, .. } = self;
         channel.close(Instant::now() + Duration::from_millis(connector.settings.confirm_timeout_ms));
         sources.into_iter().for_each(Source::drain);

@@ -685,9 +685,11 @@ impl<H: Handler> Engine<H> {
             .collect();
         self.own(shards, own);
         let names: Vec<String> = held.iter().map(|shard| shard_queue(self.stream, *shard)).collect();
-        if names != shards.consumed {
-            queues.set(names.clone(), Topology::stream(self.stream, layout.queues));
-            shards.consumed = names;
+        // Fewer queues are news to those as well who had none of the others: they are not to be declared again.
+        let consumed = (names, layout.queues);
+        if consumed != shards.consumed {
+            queues.set(consumed.0.clone(), Topology::stream(self.stream, layout.queues));
+            shards.consumed = consumed;
         }
         if gained || divided {
             self.sweep.give();
@@ -739,8 +741,8 @@ struct Shards {
     took_over: BTreeMap<i32, DateTime<Utc>>,
     /// Leases that are handed over as soon as nothing is under way there.
     leaving: BTreeSet<String>,
-    /// The queues consumed.
-    consumed: Vec<String>,
+    /// The queues consumed, and how many there are in all.
+    consumed: (Vec<String>, i32),
 }
 
 /// Takes messages in: each says that its key has an event, and has done its work when the key has a lane, or needs none.
