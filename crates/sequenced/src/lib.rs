@@ -1,11 +1,17 @@
 #![doc = include_str!("../README.md")]
 
+mod engine;
 mod handler;
+mod intake;
 mod lanes;
 mod leases;
 mod pool;
 mod processor;
+mod recorder;
 mod settings;
+mod shares;
+mod sweep;
+mod time_limit;
 
 pub use handler::{Event, Handler, apply};
 pub use leases::{Leases, Round};
