@@ -29,6 +29,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    balance_delivery (id) {
+        id -> Int8,
+        consumer_id -> Int4,
+        user_id -> Int8,
+        processed_at -> Timestamptz,
+        version -> Int4,
+        outcome -> Text,
+        order_error -> Bool,
+        value_error -> Bool,
+        consumer_error -> Bool,
+    }
+}
+
+diesel::table! {
     dead_letter (id) {
         id -> Int8,
         dedup_key -> Text,
@@ -249,6 +263,16 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    user_balance (user_id) {
+        user_id -> Int8,
+        value -> Int8,
+        consumer_id -> Int4,
+        processed_at -> Timestamptz,
+        effects -> Int8,
+    }
+}
+
 diesel::joinable!(avatar -> user (user_id));
 diesel::joinable!(tweet -> user (author_id));
 
@@ -256,6 +280,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     account_effect,
     attempt,
     avatar,
+    balance_delivery,
     dead_letter,
     email_notification,
     feed_entry,
@@ -274,4 +299,5 @@ diesel::allow_tables_to_appear_in_same_query!(
     subscription,
     tweet,
     user,
+    user_balance,
 );

@@ -528,3 +528,35 @@ impl Event for ShardsChanged<'_> {
         metrics::STREAM_TAKEN_OVER.add(self.stream, self.taken_over);
     }
 }
+
+/// A consumer of the ordering lab has given a message its effect. At `debug`, as everything about a single message that
+/// went well; the errors are what the lab is there to see, and no failure.
+#[derive(Clone, Copy, Debug)]
+pub struct BalanceChanged {
+    /// The consumer.
+    pub consumer: i32,
+    /// The user.
+    pub user: i64,
+    /// The message's version.
+    pub version: i32,
+    /// Whether its time wasn't later than that of the one before.
+    pub order_error: bool,
+    /// Whether the balance isn't what the producer expected.
+    pub value_error: bool,
+    /// Whether the user's row was made by another consumer.
+    pub consumer_error: bool,
+}
+
+impl Event for BalanceChanged {
+    fn emit(self) {
+        log::debug!(
+            consumer = self.consumer, user = self.user, version = self.version, order_error = self.order_error,
+            value_error = self.value_error, consumer_error = self.consumer_error;
+            "changed a balance"
+        );
+        metrics::ORDER_ERROR.add("", self.order_error.into());
+        metrics::VALUE_ERROR.add("", self.value_error.into());
+        metrics::CONSUMER_ERROR.add("", self.consumer_error.into());
+        metrics::PROCESSED_VERSION.add(&self.version.to_string(), 1);
+    }
+}

@@ -66,6 +66,10 @@ metrics! {
     STREAM_SWEPT: Counter "stream.<stream>.swept" "keys that went on because of the sweep, not of a message"
     STREAM_TAKEN_OVER: Counter "stream.<stream>.taken_over" "shards taken from processes that had died or frozen"
     SWEEP_REMOVED: Counter "sweep.removed" "feed rows removed that no reader could see any more"
+    ORDER_ERROR: Counter "order_error" "messages of the ordering lab whose time wasn't later than that of the one before"
+    VALUE_ERROR: Counter "value_error" "balances of the ordering lab that weren't what their producer expected"
+    CONSUMER_ERROR: Counter "consumer_error" "messages of the ordering lab whose user's row was made by another consumer"
+    PROCESSED_VERSION: Counter "processed_version.<n>" "messages of version n that the ordering lab has processed"
 }
 
 impl Metric {

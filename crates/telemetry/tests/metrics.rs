@@ -44,6 +44,10 @@ fn emit_every_event() {
     emit(EventOverran { stream, key: "a-1", seq: 3, limit: SECOND });
     emit(EventsSwept { stream, keys: 4 });
     emit(ShardsChanged { stream, held: 8, taken: 2, taken_over: 6, given_up: 0, members: 2 });
+    let errors =
+        BalanceChanged { consumer: 5, user: 7, version: 2, order_error: true, value_error: true, consumer_error: true };
+    emit(errors);
+    emit(BalanceChanged { order_error: false, value_error: false, ..errors });
     emit(SweepDone { removed: 11, duration: SECOND });
 }
 
@@ -104,6 +108,7 @@ fn every_documented_metric_arrives_and_no_other() {
         "murmuration.http.requests.4xx:1|c",
         "murmuration.broker.reconnected:1|c",
         "murmuration.import.created:8|c",
+        "murmuration.value_error:1|c",
     ] {
         assert_eq!(lines.iter().filter(|line| *line == expected).count(), 1, "{expected} in {lines:#?}");
     }

@@ -1,0 +1,2 @@
+DROP TABLE balance_delivery;
+DROP TABLE user_balance;
