@@ -20,15 +20,20 @@ use storage::{
     streams::{self, State},
 };
 use worker::Stop;
+
+/// What they share.
 pub(crate) struct Engine<H: Handler> {
     pub(crate) stream: &'static str,
+    /// This process's name, in leases and in what it applies.
     pub(crate) holder: String,
     pub(crate) handler: H,
     pub(crate) database: Database,
     pub(crate) worker: worker::Settings,
     pub(crate) lanes: Mutex<Lanes>,
     pub(crate) pool: OnceLock<Pool<Task>>,
+    /// To the recorder.
     pub(crate) outcomes: Sender<Outcome<H::Done>>,
+    /// Given when the sweep has something to do before its time.
     pub(crate) sweep: Signal,
     pub(crate) stop: Stop,
 }

@@ -5,6 +5,7 @@ use domain::{Failure, stream::AccountEvent};
 use std::{collections::BTreeMap, sync::Arc};
 use storage::streams;
 use worker::{BatchHandler, Item, Outgoing, Received, Step};
+
 /// Takes messages in: each says that its key has an event, and has done its work when the key has a lane, or needs none.
 pub(crate) struct Intake<H: Handler> {
     pub(crate) engine: Arc<Engine<H>>,

@@ -18,6 +18,7 @@ use std::{
 use storage::streams::{self, Failed, Position, State};
 use telemetry::{DatabaseAvailable, DatabaseUnavailable, EventFailed, EventsApplied, emit};
 use worker::Stop;
+
 /// The most outcomes recorded in one transaction.
 const BATCH: usize = 1000;
 

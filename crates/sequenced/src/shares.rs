@@ -14,6 +14,7 @@ use std::{
 use storage::streams::{self, Layout};
 use telemetry::{ShardsChanged, emit};
 use worker::Queues;
+
 /// How often a stopping process looks whether shards can be handed over.
 const HANDOVER: Duration = Duration::from_millis(20);
 

@@ -8,6 +8,7 @@ use std::{
 };
 use storage::streams;
 use telemetry::{EventsSwept, emit};
+
 /// Keys loaded at a time by the sweep.
 const PAGE: usize = 500;
 

@@ -13,6 +13,7 @@ use storage::{
 };
 use telemetry::{EventOverran, emit};
 use worker::Stop;
+
 /// What sysexits.h calls a temporary failure: start me again.
 const EX_TEMPFAIL: i32 = 75;
 
