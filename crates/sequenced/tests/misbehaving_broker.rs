@@ -152,10 +152,12 @@ impl<'a> Fleet<'a> {
             number: 0,
             counts,
         };
+        db.execute("TRUNCATE stream_head, stream_event, stream_cursor, stream_change, account_effect, outbox");
         fleet.divide();
         (0..fleet.workers.len()).for_each(|worker| fleet.learn(worker));
         if lacks == Some(Guard::LockedHead) {
             for key in KEYS {
+                db.execute(&format!("DROP SEQUENCE IF EXISTS numbers_{key}"));
                 db.execute(&format!("CREATE SEQUENCE numbers_{key}"));
                 db.execute(&format!("INSERT INTO stream_cursor (stream, key) VALUES ('{ACCOUNT_EVENT}', '{key}')"));
             }
@@ -486,6 +488,7 @@ impl<'a> Fleet<'a> {
 
     /// Compares what took effect with what was accepted.
     fn check(&self) -> Errors {
+        self.db.execute("DROP TABLE IF EXISTS expected");
         self.db.execute(
             "CREATE TABLE expected (key text COLLATE \"C\", seq bigint, says integer, PRIMARY KEY (key, seq))",
         );
@@ -541,14 +544,19 @@ fn append_by_sequence(conn: &mut PgConnection, events: &[(&str, i32)]) {
     }
 }
 
-/// Runs the schedule of a seed.
-fn run(seed: u64, lacks: Option<Guard>, counts: &mut Counts) -> Errors {
+/// A database for several schedules.
+fn database() -> TestDatabase {
     let db = TestDatabase::new();
-    // The database isn't killed here, and its disk would take most of the time.
+    // It isn't killed here, and the disk would take most of the time.
     db.execute(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$",
     );
-    let mut fleet = Fleet::new(&db, lacks, seed, counts);
+    db
+}
+
+/// Runs the schedule of a seed.
+fn run(db: &TestDatabase, seed: u64, lacks: Option<Guard>, counts: &mut Counts) -> Errors {
+    let mut fleet = Fleet::new(db, lacks, seed, counts);
     (0..STEPS).for_each(|_| fleet.step());
     fleet.settle();
     fleet.check()
@@ -556,7 +564,8 @@ fn run(seed: u64, lacks: Option<Guard>, counts: &mut Counts) -> Errors {
 
 /// What several schedules show together.
 fn run_without(guard: Guard) -> Errors {
-    let all = (0..4).map(|seed| run(seed, Some(guard), &mut Counts::default()));
+    let db = database();
+    let all = (0..4).map(|seed| run(&db, seed, Some(guard), &mut Counts::default()));
     let errors = all.reduce(|all, one| Errors {
         missing: all.missing + one.missing,
         doubled: all.doubled + one.doubled,
@@ -571,9 +580,9 @@ fn run_without(guard: Guard) -> Errors {
 
 #[test]
 fn every_accepted_event_takes_effect_once_and_in_order() {
-    let mut counts = Counts::default();
-    for seed in 0..12 {
-        let errors = run(seed, None, &mut counts);
+    let (db, mut counts) = (database(), Counts::default());
+    for seed in 0..15 {
+        let errors = run(&db, seed, None, &mut counts);
         assert_eq!(errors, Errors::default(), "seed {seed}");
     }
     eprintln!("{counts:?}");
