@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod database;
+mod events;
 mod postgres;
 mod private;
 mod rabbitmq;

@@ -1,0 +1,9 @@
+//! Processors on a real database and a real broker. Whatever a test does: every event takes effect once and in order.
+
+mod failures;
+mod messages;
+mod order;
+mod resharding;
+mod servers;
+mod sharing;
+mod support;
