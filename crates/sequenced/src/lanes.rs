@@ -158,6 +158,13 @@ impl Lanes {
         self.room().saturating_sub(self.lanes.len())
     }
 
+    /// Whether there's room for more keys. If not, whoever wants to bring some is remembered as turned away.
+    pub(crate) fn has_room(&mut self) -> bool {
+        let room = self.free() > 0;
+        self.full |= !room;
+        room
+    }
+
     /// Whether keys were turned away, and there's room for them now.
     pub(crate) fn is_hungry(&self) -> bool {
         self.full && self.lanes.len() <= self.room() / 2
@@ -617,6 +624,11 @@ mod tests {
         assert!(lanes.is_hungry());
         lanes.sweeping();
         assert!(!lanes.is_hungry(), "the sweep finds them");
+        let more = lanes.reserve(keys.iter().map(String::as_str).take(8));
+        lanes.sweeping();
+        assert!(!lanes.has_room(), "it would have had more");
+        lanes.forget(&more);
+        assert!(lanes.has_room() && lanes.is_hungry());
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl<H: Handler> Engine<H> {
         // What comes before the place where the last one stopped is looked at too.
         let mut rounds = if after.is_empty() { 1 } else { 2 };
         while rounds > 0 && !held.is_empty() && !self.stop.is_requested() {
-            if self.lanes().free() == 0 {
+            if !self.lanes().has_room() {
                 return Ok(());
             }
             let swept = self
