@@ -2,7 +2,7 @@
 
 -- What routes a stream's messages. Only locality depends on it, never order.
 CREATE TABLE stream (
-    stream text PRIMARY KEY,
+    stream text COLLATE "C" PRIMARY KEY,
     -- A key belongs to the shard hash(key) % shards.
     shards integer NOT NULL CHECK (shards BETWEEN 1 AND 256),
     -- Queues that exist: more than there are shards while a smaller number is being brought about.
@@ -12,14 +12,14 @@ INSERT INTO stream (stream, shards, queues) VALUES ('account_event', 16, 16);
 
 -- The newest sequence of each key. Its row lock, held to the commit, makes sequences dense and equal to commit order.
 CREATE TABLE stream_head (
-    stream text NOT NULL,
+    stream text COLLATE "C" NOT NULL,
     key    text COLLATE "C" NOT NULL,
     seq    bigint NOT NULL CHECK (seq > 0),
     PRIMARY KEY (stream, key)
 ) WITH (fillfactor = 70);
 
 CREATE TABLE stream_event (
-    stream       text NOT NULL,
+    stream       text COLLATE "C" NOT NULL,
     key          text COLLATE "C" NOT NULL,
     seq          bigint NOT NULL,
     key_hash     integer NOT NULL CHECK (key_hash >= 0),
@@ -36,7 +36,7 @@ CREATE INDEX stream_event_pending ON stream_event (stream, key, seq) INCLUDE (ke
 
 -- How far each key has come.
 CREATE TABLE stream_cursor (
-    stream     text NOT NULL,
+    stream     text COLLATE "C" NOT NULL,
     key        text COLLATE "C" NOT NULL,
     -- The last event that took effect.
     seq        bigint NOT NULL DEFAULT 0,
@@ -56,7 +56,7 @@ CREATE INDEX stream_cursor_parked ON stream_cursor (stream, parked_at) WHERE par
 -- What operators did to parked keys.
 CREATE TABLE stream_change (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    stream     text NOT NULL,
+    stream     text COLLATE "C" NOT NULL,
     key        text COLLATE "C" NOT NULL,
     seq        bigint NOT NULL,
     action     text NOT NULL CHECK (action IN ('retry', 'skip', 'replace')),

@@ -118,12 +118,14 @@ struct Lane {
     hash: i32,
     phase: Phase,
     poked: bool,
-    /// Whether an event has taken effect in it.
+    /// Whether an event has taken effect in it: what its process died of isn't ahead, then.
     proven: bool,
     /// While it counts among the suspects at large.
     suspicion: Option<Suspicion>,
     /// Which event it is at, and by which revision.
     at: (i64, i32),
+    /// The key's newest event when that was read.
+    head: i64,
 }
 
 /// The lanes of a process.
@@ -140,12 +142,15 @@ pub(crate) struct Lanes {
     held_back: Vec<Task>,
     /// A key was turned away since the last look.
     full: bool,
+    /// There are events that processes have died of, or may have. Then nothing that was accepted before goes unrecorded:
+    /// it might be another one, and have a suspect parked that is alone.
+    wary: bool,
 }
 
 impl Lanes {
     pub(crate) fn new(limit: usize, attempts: u32) -> Self {
         let owned = Owned::default();
-        Self { lanes: HashMap::new(), owned, limit, attempts, ids: 0, held_back: Vec::new(), full: false }
+        Self { lanes: HashMap::new(), owned, limit, attempts, ids: 0, held_back: Vec::new(), full: false, wary: false }
     }
 
     /// How many keys are in hand at most: enough for every lane to find its next one waiting.
@@ -202,6 +207,7 @@ impl Lanes {
                     proven: false,
                     suspicion: None,
                     at: (0, 0),
+                    head: 0,
                 };
                 self.lanes.insert(key.clone(), lane);
                 reserved.push(key);
@@ -236,13 +242,15 @@ impl Lanes {
         let key: Arc<str> = state.key.as_str().into();
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let mine = self.owned.shard(lane.hash).is_some();
+        lane.head = state.head;
         match Event::next(state).filter(|_| mine) {
             Some(event) => {
                 // What is committed by now is seen.
                 lane.poked = false;
                 lane.phase = Phase::Waiting;
                 lane.at = (event.seq, event.revision);
-                let took_over_at = self.owned.took_over_at(lane.hash).filter(|_| !lane.proven);
+                self.wary |= event.deaths > 0;
+                let took_over_at = self.owned.took_over_at(lane.hash).filter(|_| self.wary || !lane.proven);
                 let suspect = event.deaths > 0 || took_over_at.is_some_and(|at| event.generated_at < at);
                 let attempts = event.attempts.saturating_add(event.deaths);
                 let task = Task { lane: lane.id, event, on_record: suspect };
@@ -343,6 +351,27 @@ impl Lanes {
                 lane.suspicion = None;
                 lane.proven = true;
                 self.go_on(state, &mut actions);
+            }
+        }
+        self.release(&mut actions);
+        actions
+    }
+
+    /// Whether there is more to be read for the key when the task is done. What is committed later is told by a message.
+    pub(crate) fn expects_more(&self, task: &Task) -> bool {
+        self.lanes.get(&task.event.key).is_some_and(|lane| lane.poked || lane.head > task.event.seq)
+    }
+
+    /// It's recorded that the events have taken effect, which were the last of their keys: unless those were poked since.
+    pub(crate) fn finished(&mut self, tasks: impl IntoIterator<Item = Task>) -> Actions {
+        let mut actions = Actions::default();
+        for task in tasks {
+            match self.lane(&task) {
+                Some(lane) if lane.poked => {
+                    (lane.poked, lane.proven, lane.suspicion, lane.phase) = (false, true, None, Phase::Loading);
+                    actions.reload.push(task.event.key);
+                }
+                _ => self.end(&task),
             }
         }
         self.release(&mut actions);
@@ -643,6 +672,23 @@ mod tests {
         let next = lanes.applied([(taken.begin[0].clone(), state("before", 1, 3))]);
         assert_eq!((names(&next.begin).len(), names(&next.start)), (0, vec!["before/2".into()]));
         assert!(!next.start[0].on_record);
+    }
+
+    #[test]
+    fn where_processes_have_died_on_record_a_whole_backlog_is_on_record() {
+        let mut lanes = lanes_taken_over();
+        let crowd = take(&mut lanes, [state("a", 0, 3), state("b", 0, 3)]).begin;
+        work(&mut lanes, &crowd);
+        let alone = take(&mut lanes, [survivor("twice", 2)]);
+        assert_nothing(&alone);
+        let next = |task: &Task| (task.clone(), state(&task.event.key, 1, 3));
+        assert_nothing(&lanes.applied([next(&crowd[0])]));
+        let alone = lanes.applied([next(&crowd[1])]);
+        assert_eq!((names(&alone.begin), alone.start.len()), (vec!["twice/1".into()], 0), "it isn't put at risk");
+        work(&mut lanes, &alone.begin);
+        let mut others = names(&apply(&mut lanes, &alone.begin).begin);
+        others.sort();
+        assert_eq!(others, ["a/2", "b/2"]);
     }
 
     #[test]

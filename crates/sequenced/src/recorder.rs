@@ -200,8 +200,11 @@ impl<H: Handler> Engine<H> {
     fn commit(&self, batch: &Batch<H::Done>) -> Result<Vec<State>, Refused> {
         let (began, mut panic) = (Instant::now(), None);
         let done: Vec<_> = batch.done.iter().map(|(task, done)| (&task.event, done)).collect();
-        let keys: Vec<&str> =
-            done.iter().map(|(event, _)| &*event.key).chain(batch.reload.iter().map(|key| &**key)).collect();
+        let keys: Vec<&str> = {
+            let lanes = self.lanes();
+            let more = batch.done.iter().filter(|(task, _)| lanes.expects_more(task)).map(|(task, _)| &*task.event.key);
+            more.chain(batch.reload.iter().map(|key| &**key)).collect()
+        };
         let committed = self.database.transaction(|conn| {
             if !batch.begin.is_empty() {
                 streams::begin(conn, self.stream, &positions(&batch.begin))?;
@@ -245,15 +248,18 @@ impl<H: Handler> Engine<H> {
         for failed in &batch.failed {
             failed.emit(self.stream);
         }
-        let applied: Vec<_> = batch
-            .done
-            .into_iter()
-            .filter_map(|(task, _)| states.remove(&*task.event.key).map(|state| (task, state)))
-            .collect();
+        let (mut applied, mut finished) = (Vec::new(), Vec::new());
+        for (task, _) in batch.done {
+            match states.remove(&*task.event.key) {
+                Some(state) => applied.push((task, state)),
+                None => finished.push(task),
+            }
+        }
         let ended: Vec<_> = batch.failed.into_iter().map(|failed| failed.task).chain(batch.dropped).collect();
         let actions = {
             let mut lanes = self.lanes();
             let mut actions = lanes.applied(applied);
+            actions.append(lanes.finished(finished));
             actions.append(lanes.failed(&ended));
             actions.append(lanes.loaded(states.into_values()));
             actions.start.extend(batch.begin);
