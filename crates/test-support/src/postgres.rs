@@ -1,7 +1,4 @@
-use crate::{
-    eventually_within,
-    private::{Folder, Frozen, Server, as_user, free_ports, signal},
-};
+use private_servers::{Folder, Frozen, Server, as_user, eventually_within, free_ports, signal};
 use rustix::process::{Signal, geteuid};
 use settings::Secret;
 use std::{

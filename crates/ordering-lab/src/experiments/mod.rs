@@ -7,6 +7,7 @@ mod killer;
 mod message_version;
 mod prefetch;
 mod redelivery;
+mod restart;
 mod sequenced;
 
 use crate::{lab::Lab, report::Report};
@@ -26,6 +27,7 @@ pub(crate) enum Experiment {
     Prefetch,
     Killer,
     Redelivery,
+    Restart,
     Sequenced,
 }
 
@@ -46,6 +48,7 @@ impl Experiment {
             Self::Prefetch => prefetch::run(lab),
             Self::Killer => killer::run(lab),
             Self::Redelivery => redelivery::run(lab),
+            Self::Restart => restart::run(lab),
             Self::Sequenced => sequenced::run(lab),
         }
     }

@@ -1,4 +1,4 @@
-//! What servers of a test's own are made of: processes, folders and ports that don't outlive the test run.
+//! What servers of one's own are made of: processes, folders and ports that don't outlive the program that wanted them.
 
 use crate::eventually;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -15,7 +15,10 @@ use uuid::Uuid;
 
 /// Ports that nobody has at this moment, below those that the kernel takes for outgoing connections: so they'll still be
 /// free when a killed server starts again.
-pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
+///
+/// # Panics
+/// When none is free.
+pub fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| {
         let random = || u16::try_from(20_000 + Uuid::new_v4().as_u128() % 10_000).expect("it's below 30,000");
         let free = |_| TcpListener::bind(("127.0.0.1", random())).ok();
@@ -25,7 +28,7 @@ pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
 }
 
 /// As whom servers run that refuse to be root's.
-pub(crate) fn as_user(user: &str, program: impl AsRef<Path>) -> Command {
+pub fn as_user(user: &str, program: impl AsRef<Path>) -> Command {
     if !geteuid().is_root() {
         return Command::new(program.as_ref());
     }
@@ -34,14 +37,14 @@ pub(crate) fn as_user(user: &str, program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// A shell that does something at the latest when the test run ends, in whatever way: it waits for the end of its own
+/// A shell that does something at the latest when this program ends, in whatever way: it waits for the end of its own
 /// input, which is a pipe from here.
 struct Afterwards(Child);
 
 impl Afterwards {
     /// The script finds the command's words in `$@`, and the folder in `$FOLDER`.
     fn run(script: &str, words: &Command, folder: &Path) -> Self {
-        // When the test run ends with a server frozen, the kernel hangs up on the server's process group.
+        // When this program ends with a server frozen, the kernel hangs up on the server's process group.
         let script = format!("trap '' HUP; {script}");
         let shell = Command::new("sh")
             .args(["-c", &script, "sh"])
@@ -50,7 +53,7 @@ impl Afterwards {
             .envs(words.get_envs().filter_map(|(name, value)| Some((name, value?))))
             .env("FOLDER", folder)
             .current_dir("/")
-            // Whoever interrupts the test run at a terminal doesn't interrupt this.
+            // Whoever interrupts this program at a terminal doesn't interrupt this.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -69,13 +72,17 @@ impl Drop for Afterwards {
 }
 
 /// A folder of its own in the system's one for such, where any user can reach it.
-pub(crate) struct Folder {
+pub struct Folder {
     path: PathBuf,
     _removed: Afterwards,
 }
 
 impl Folder {
-    pub(crate) fn new(what: &str) -> Self {
+    /// An empty one, whose name says `what` it's for.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub fn new(what: &str) -> Self {
         let path = env::temp_dir().join(format!("murmuration-{what}-{}", Uuid::new_v4().simple()));
         fs::create_dir(&path).expect("the temporary folder can be written to");
         // A server that is ending may still write.
@@ -83,12 +90,13 @@ impl Folder {
         Self { _removed: Afterwards::run(script, &Command::new("true"), &path), path }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The end of what the server has written to its standard streams.
-    pub(crate) fn output(&self) -> String {
+    pub fn output(&self) -> String {
         let text = fs::read_to_string(self.path.join("output")).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
@@ -96,14 +104,17 @@ impl Folder {
 }
 
 /// A server's process, which ends with this value.
-pub(crate) struct Server {
+pub struct Server {
     pid: Pid,
     _ended: Afterwards,
 }
 
 impl Server {
-    /// `end` are the signals that end it, as words for `kill`.
-    pub(crate) fn start(command: &Command, folder: &Folder, end: &[&str]) -> Self {
+    /// Runs the command. `end` are the signals that end it, as words for `kill`.
+    ///
+    /// # Panics
+    /// When there's no shell.
+    pub fn start(command: &Command, folder: &Folder, end: &[&str]) -> Self {
         // Erlang makes room for every descriptor that it's allowed.
         let script = format!(
             "ulimit -n 4096; \"$@\" </dev/null >>\"$FOLDER/output\" 2>&1 & child=$!; echo $child; read -r _; {}wait $child",
@@ -117,16 +128,18 @@ impl Server {
         Self { pid, _ended: ended }
     }
 
-    pub(crate) fn pid(&self) -> Pid {
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    pub(crate) fn runs(&self) -> bool {
+    /// Whether it hasn't ended.
+    pub fn runs(&self) -> bool {
         processes().contains_key(&self.pid)
     }
 
     /// The server's process and all that it has started, and so on.
-    pub(crate) fn family(&self) -> Vec<Pid> {
+    pub fn family(&self) -> Vec<Pid> {
         let parents = processes();
         let mut family = vec![self.pid];
         let mut looked_at = 0;
@@ -138,7 +151,7 @@ impl Server {
     }
 
     /// Stops the server's processes, which keep their connections.
-    pub(crate) fn freeze(&self) -> Frozen {
+    pub fn freeze(&self) -> Frozen {
         // From here on the first one starts no others.
         signal(self.pid, Signal::STOP);
         let family = self.family();
@@ -147,7 +160,10 @@ impl Server {
     }
 
     /// Ends the server's processes as a power failure does.
-    pub(crate) fn kill(self) {
+    ///
+    /// # Panics
+    /// When they don't end.
+    pub fn kill(self) {
         signal(self.pid, Signal::STOP);
         let family = self.family();
         family.iter().rev().for_each(|pid| signal(*pid, Signal::KILL));
@@ -156,8 +172,8 @@ impl Server {
     }
 }
 
-/// One that is gone by itself needs no signal.
-pub(crate) fn signal(pid: Pid, signal: Signal) {
+/// Sends a signal. One that is gone by itself needs none.
+pub fn signal(pid: Pid, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 

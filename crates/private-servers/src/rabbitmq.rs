@@ -7,13 +7,18 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 const NAME: &str = "murmuration-test@localhost";
 
-/// A RabbitMQ node of a test's own, which it may kill and freeze. Gone with the value, with its data.
+/// The distribution's script.
+const SCRIPT: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+
+/// A RabbitMQ node of one's own, to be killed and frozen. Gone with the value, with its data.
 pub struct PrivateRabbitmq {
     server: Option<Server>,
     /// Erlang's port mapper, a process beside the node.
@@ -26,6 +31,11 @@ pub struct PrivateRabbitmq {
 }
 
 impl PrivateRabbitmq {
+    /// Whether RabbitMQ's package is installed.
+    pub fn is_installed() -> bool {
+        Path::new(SCRIPT).exists()
+    }
+
     /// An empty node, which doesn't run yet.
     ///
     /// # Panics
@@ -66,14 +76,29 @@ impl PrivateRabbitmq {
     /// # Panics
     /// When it doesn't.
     pub fn start(&mut self) {
+        self.try_start().unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// As [`PrivateRabbitmq::start`], for whoever can do without.
+    ///
+    /// # Errors
+    /// When it doesn't answer; says what it has written.
+    pub fn try_start(&mut self) -> Result<(), String> {
+        const LIMIT: Duration = Duration::from_secs(120);
+        let end = Instant::now() + LIMIT;
         if self.server.is_none() {
             self.server = Some(Server::start(&self.command(), &self.folder, &["KILL"]));
         }
-        eventually_within(Duration::from_secs(120), "the private RabbitMQ answers", || {
-            let runs = self.server.as_ref().is_some_and(Server::runs);
-            assert!(runs, "the private RabbitMQ has ended:\n{}", self.folder.output());
-            self.greets().then_some(())
-        });
+        while !self.greets() {
+            if !self.server.as_ref().is_some_and(Server::runs) {
+                return Err(format!("the private RabbitMQ has ended:\n{}", self.folder.output()));
+            }
+            if Instant::now() > end {
+                return Err(format!("the private RabbitMQ doesn't answer after {LIMIT:?}:\n{}", self.folder.output()));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Whether it begins a handshake: its port opens when everything else has started.
@@ -138,7 +163,7 @@ impl PrivateRabbitmq {
 
     /// The distribution's script, told to keep to this node's folder and ports.
     fn command(&self) -> Command {
-        let mut command = Command::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
+        let mut command = Command::new(SCRIPT);
         let path = |name: &str| self.folder.path().join(name);
         command
             // Where Erlang keeps its cookie.

@@ -1,0 +1,9 @@
+#![doc = include_str!("../README.md")]
+
+mod private;
+mod rabbitmq;
+mod wait;
+
+pub use private::{Folder, Frozen, Server, as_user, free_ports, signal};
+pub use rabbitmq::PrivateRabbitmq;
+pub use wait::{eventually, eventually_within};
