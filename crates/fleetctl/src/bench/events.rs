@@ -49,6 +49,8 @@ pub(super) fn run(args: &Events, context: &Context, out: &mut dyn Write) -> anyh
     slow(args, &mut stage, &mut figures)?;
     begin("the same with three, one of them killed half-way");
     killed(args, &mut stage, &mut figures)?;
+    begin("processes that are killed or stopped");
+    takeovers(args, &mut stage, &mut figures)?;
     begin("events that take no time, and plain INSERTs of the same rows, in turn");
     fast(args, &mut stage, &mut figures)?;
     begin("with and without one account that has half of all events");
@@ -98,6 +100,12 @@ fn start(stage: &mut Stage, processes: u32, settings: &[(&str, &str)]) -> anyhow
     stage.fleet.stop_service(PROCESSOR)?;
     let names = (0..processes).map(|_| stage.fleet.start(PROCESSOR, settings)).collect::<anyhow::Result<_>>()?;
     stage.fleet.wait_ready(Duration::from_secs(60))?;
+    shared_by(stage, processes)?;
+    Ok(names)
+}
+
+/// Waits until every shard is held by one of so many processes, all of which hold some.
+fn shared_by(stage: &Stage, processes: u32) -> anyhow::Result<()> {
     let mut conn = stage.connection()?;
     let shards = streams::layout(&mut conn, ACCOUNT_EVENT)?.shards;
     let resources: Vec<String> = (0..shards).map(|shard| shard_resource(ACCOUNT_EVENT, shard)).collect();
@@ -108,15 +116,14 @@ fn start(stage: &mut Stage, processes: u32, settings: &[(&str, &str)]) -> anyhow
         let all_held = held.iter().filter(|lease| lease.holder.is_some()).count() == resources.len();
         Ok(all_held && holders.len() == processes as usize)
     };
-    until(shared, "the processes don't share the shards")?;
-    Ok(names)
+    until(shared, "the processes don't share the shards")
 }
 
 fn until(mut done: impl FnMut() -> anyhow::Result<bool>, otherwise: &str) -> anyhow::Result<()> {
     let end = Instant::now() + LIMIT;
     while !done()? {
         ensure!(Instant::now() < end, "{otherwise} after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
@@ -217,6 +224,33 @@ fn killed(args: &Events, stage: &mut Stage, figures: &mut Vec<Figure>) -> anyhow
         reached: Some(ratio <= 1.25),
         detail: format!("{detail}; order errors: {}", totals.order_errors),
     });
+    Ok(())
+}
+
+/// How long the shards are without their process after it ends, in either way.
+fn takeovers(args: &Events, stage: &mut Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+    for (signal, how, asked, limit) in [
+        (Signal::KILL, "killed", "≤ 3 s", Duration::from_secs(3)),
+        (Signal::TERM, "asked to stop, with nothing in hand", "≤ 1 s", Duration::from_secs(1)),
+    ] {
+        let mut seconds = Vec::new();
+        for _ in 0..args.runs {
+            let names = start(stage, 2, &[(WORK_MS, "0")])?;
+            let began = Instant::now();
+            stage.fleet.signal(&names[0], signal)?;
+            shared_by(stage, 1)?;
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        let value = median(&seconds);
+        figures.push(Figure {
+            what: format!("a process {how}: until another has all its shards"),
+            value,
+            unit: "s",
+            asked: Some(asked),
+            reached: Some(value <= limit.as_secs_f64()),
+            detail: format!("{}; {} runs", spread(&seconds), args.runs),
+        });
+    }
     Ok(())
 }
 
