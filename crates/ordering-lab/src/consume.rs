@@ -392,6 +392,9 @@ impl Consumer {
                 ("MURMURATION__SEQUENCED__LEASE_TTL_MS", "1000".into()),
                 ("MURMURATION__SEQUENCED__LEASE_RENEW_MS", "200".into()),
                 ("MURMURATION__SEQUENCED__SWEEP_MS", "500".into()),
+                // One that freezes within a transaction holds its locks until the server ends that, after twice this time.
+                ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "2000".into()),
+                ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "2500".into()),
             ],
             Strategy::Worker => Vec::new(),
             _ => vec![("MURMURATION__DATABASE__POOL_SIZE", "1".into())],

@@ -6,7 +6,7 @@ use crate::{
     consume::{Consumer, Strategy},
     context::Settings,
     experiments::Experiment,
-    interrupt::Interrupt,
+    interrupt::{Interrupt, Interrupted},
     load::{self, Fault, Message},
     names, produce,
     progress::Progress,
@@ -93,7 +93,11 @@ impl Lab {
         let result = self.experiment.run(&mut self);
         self.children.stop();
         let cleaned = self.forget_users().and_then(|()| self.clean());
-        let mut report = result?;
+        let mut report = result.map_err(|error| {
+            // Whoever interrupts it needs no logs.
+            let logs = format!("{} (its logs are in {})", self.experiment, self.options.out.join("logs").display());
+            if error.is::<Interrupted>() { error } else { error.context(logs) }
+        })?;
         cleaned.context("can't take away what the experiment has set up")?;
         report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(report)

@@ -124,9 +124,7 @@ impl Run {
 
         let mut reports = Vec::new();
         for experiment in &self.experiment.0 {
-            let report = Lab::new(settings, &options, *experiment, interrupt, &database)?.run();
-            let report = report
-                .with_context(|| format!("{experiment} (its logs are in {})", options.out.join("logs").display()))?;
+            let report = Lab::new(settings, &options, *experiment, interrupt, &database)?.run()?;
             report.write(out)?;
             out.flush()?;
             reports.push(report);

@@ -117,8 +117,8 @@ fn of_the_first(counts: &[Counted], consumers: u32) -> impl Iterator<Item = &Cou
     counts.iter().filter(move |counted| u32::try_from(counted.consumer_id).is_ok_and(|id| id <= consumers))
 }
 
-/// How many messages each consumer has had, by its number.
+/// How many messages each consumer has had.
 fn shares(counts: &[Counted]) -> String {
-    let shares: Vec<_> = counts.iter().map(|counted| counted.applied.to_string()).collect();
-    format!("{} for each consumer", shares.join(" "))
+    let shares: Vec<_> = counts.iter().map(|counted| format!("{}: {}", counted.consumer_id, counted.applied)).collect();
+    format!("by consumer {}", shares.join(", "))
 }

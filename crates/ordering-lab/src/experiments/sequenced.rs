@@ -158,14 +158,16 @@ fn make(lab: &mut Lab, trouble: Trouble, published: u64) -> anyhow::Result<Strin
             "one was killed".into()
         }
         Trouble::Freeze => {
+            let since = Instant::now();
             lab.children.signal("consumer-2", Signal::STOP)?;
             lab.await_effects("consuming while one is frozen", published)?;
             // The others know that it's gone.
             await_members(lab, 2)?;
             // It goes on with what it had in hand, which is through.
+            let frozen = since.elapsed();
             lab.children.signal("consumer-2", Signal::CONT)?;
             await_members(lab, 3)?;
-            "one was frozen for longer than its leases run, and went on".into()
+            format!("one was frozen for {frozen:.1?}, which is longer than its leases run, and went on")
         }
         Trouble::Reshard(shards) => {
             let arguments = ["reshard", names::STREAM, "--shards", &shards.to_string()].map(str::to_owned);

@@ -1,0 +1,66 @@
+//! A run that doesn't come to its end leaves nothing behind, or nothing that the next one doesn't take away.
+
+use crate::stage::{Ended, Stage};
+use rustix::process::{Pid, Signal, kill_process};
+use test_support::eventually;
+
+/// Work that lasts until it's interrupted.
+const LONG: &str = "--work-ms 2000..3000 --out .";
+
+fn begun(stage: &Stage, count: usize) {
+    // The program itself, its consumers, and what else it needs.
+    eventually("the processes are there", || (stage.processes() > count).then_some(()));
+    eventually("the queues are there", || (!stage.queues().is_empty()).then_some(()));
+}
+
+#[test]
+fn an_interrupted_run_leaves_no_queue_no_process_and_no_row() {
+    let stage = Stage::new();
+    for (experiment, processes) in [("competing", 4), ("add-consumers", 8), ("killer", 1), ("sequenced", 3)] {
+        let child = stage.start(&format!("run {experiment} {LONG}"));
+        begun(&stage, processes);
+        kill_process(Pid::from_child(&child), Signal::INT).expect("it runs");
+        let Ended { status, err, .. } = child.wait_with_output().expect("it ends").into();
+        assert_eq!((status, err.trim()), (130, "ordering-lab: interrupted"), "{experiment}");
+        assert_eq!(stage.processes(), 0, "{experiment}");
+        assert_eq!(stage.queues(), [""; 0], "{experiment}");
+        for table in ["user_balance", "balance_delivery", "stream_event", "stream WHERE stream <> 'account_event'"] {
+            assert_eq!(stage.database.count(&format!("SELECT count(*) AS n FROM {table}")), 0, "{experiment}: {table}");
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_run_leaves_is_taken_away_by_the_next() {
+    let stage = Stage::new();
+    let mut child = stage.start(&format!("run sequenced {LONG}"));
+    begun(&stage, 3);
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    eventually("its processes end", || (stage.processes() == 0).then_some(()));
+    assert!(!stage.queues().is_empty());
+    stage.experiment("competing --fresh --messages 2");
+    assert_eq!(stage.queues(), [""; 0]);
+    assert_eq!(stage.database.count("SELECT count(*) AS n FROM stream WHERE stream <> 'account_event'"), 0);
+}
+
+#[test]
+fn a_second_run_beside_the_first_is_refused() {
+    let stage = Stage::new();
+    let mut child = stage.start(&format!("run competing {LONG}"));
+    begun(&stage, 4);
+    let Ended { status, err, .. } = stage.run("run balance --out .");
+    assert_eq!(status, 2);
+    assert!(err.contains("another ordering-lab is at work"), "{err}");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+}
+
+#[test]
+fn the_fleets_queues_stay_where_they_were_there_before() {
+    let stage = Stage::new();
+    let mut session = broker::Session::open(&stage.broker(), "test").expect("the broker answers");
+    broker::declare(&mut session, &domain::topology::Topology::fleet(&[])).expect("the queues are new");
+    stage.experiment("killer --seed 1 --users 2 --messages 2");
+    assert_eq!(stage.queues(), ["dead_letter", "publish_tweet", "update_feed.00"]);
+}
