@@ -25,7 +25,8 @@ pub(crate) fn svg(reports: &[Report]) -> String {
          font-family=\"sans-serif\" font-size=\"13\" role=\"img\">\n\
          <title>Errors by experiment</title>\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
-         <text x=\"12\" y=\"22\" font-size=\"15\" font-weight=\"bold\" fill=\"#222222\">Errors by experiment</text>\n"
+         <text x=\"12\" y=\"22\" font-size=\"15\" font-weight=\"bold\" fill=\"#222222\">Errors by experiment \
+         <tspan font-size=\"11\" font-weight=\"normal\">(bars as long as the square root of the number)</tspan></text>\n"
     );
     let mut line = |text: std::fmt::Arguments<'_>| writeln!(svg, "{text}").expect("writing to a string can't fail");
     for (index, (name, colour)) in KINDS.into_iter().enumerate() {

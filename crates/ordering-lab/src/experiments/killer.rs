@@ -5,7 +5,7 @@ use crate::{
     consume::{EX_TEMPFAIL, Strategy},
     lab::Lab,
     load::{self, Fault},
-    report::{Errors, Report},
+    report::Report,
 };
 use anyhow::ensure;
 use domain::topology::ExchangeKind;
@@ -72,7 +72,6 @@ pub(super) fn run(lab: &mut Lab) -> anyhow::Result<Report> {
     report.expect(lab.ready(&queue)? == 0, "messages are left in the queue");
     report.published = (first.len() + second.len()) as u64;
     report.effects = lab.effects()? as i64;
-    report.errors = Some(Errors::of(&lab.counts()?));
     report.figure("stood_still", stood as f64);
     report.figure("deaths", deaths as f64);
     report.figure("attempts", f64::from(letter.attempts));

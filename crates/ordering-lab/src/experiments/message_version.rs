@@ -92,8 +92,8 @@ fn rate(part: &Part) -> String {
     format!("{:.1}", part.turned_away as f64 / part.published.max(1) as f64)
 }
 
-/// One load: a half of it, then as many consumers more, then the other half. Without `starve`d consumers every user gets
-/// both halves; with it, the first consumer's users get the first half alone.
+/// One load: a half of it, then as many consumers more, then the other half. If the first consumer is to `starve`, its users
+/// get the first half alone.
 fn part(lab: &mut Lab, limit: Option<i32>, starve: bool) -> anyhow::Result<Part> {
     lab.clean()?;
     lab.forget_users()?;

@@ -3,7 +3,11 @@
 use crate::stage::{Ended, Stage};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::process::Child;
+use std::{
+    net::UdpSocket,
+    process::{Child, Stdio},
+    time::Duration,
+};
 use test_support::eventually;
 
 fn interrupt(child: &Child) {
@@ -20,8 +24,19 @@ fn a_consumer_works_off_what_was_produced_and_says_what_it_counted() {
     let produced = stage.run("produce competing 5 --users 3 --messages 4 --message-version 2 --seed 1");
     assert_eq!(produced.status, 0, "{}", produced.err);
     assert!(produced.out.starts_with("12 messages of the users 5 to 7 are in the exchange lab.competing"));
-    let consumer = stage.start("consume competing --consumer-id 1 --work-ms 0");
+    let statsd = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let mut consumer = stage.command("consume competing --consumer-id 1 --work-ms 0");
+    consumer.env("MURMURATION__TELEMETRY__STATSD", statsd.local_addr().expect("it's bound").to_string());
+    let consumer = consumer.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     eventually("the messages take effect", || (consumed(&stage) == 12).then_some(()));
+    let (mut counted, mut buffer) = (0, [0; 2048]);
+    statsd.set_read_timeout(Some(Duration::from_millis(100))).expect("it can be limited");
+    eventually("statsd is told of each", || {
+        let length = statsd.recv(&mut buffer).unwrap_or(0);
+        let lines = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        counted += lines.lines().filter(|line| *line == "murmuration.processed_version.2:1|c").count();
+        (counted == 12).then_some(())
+    });
     interrupt(&consumer);
     let Ended { status, out, err } = consumer.wait_with_output().expect("it ends").into();
     assert_eq!(status, 0, "{err}");
