@@ -18,7 +18,7 @@ use storage::{
     attempts::Ledger,
     dead_letters::{self, DeadLetter},
 };
-use test_support::{TestDatabase, TestVhost, eventually};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
 use worker::{Consuming, HealthSettings, Settings, Stop, Worker};
 
 const RETRY_MS: u64 = 200;
@@ -38,14 +38,7 @@ impl Fleet {
     }
 
     fn broker(&self) -> broker::Settings {
-        broker::Settings {
-            url: self.vhost.url().to_owned().into(),
-            connect_timeout_ms: 3000,
-            heartbeat_s: 5,
-            confirm_timeout_ms: 5000,
-            window_messages: 1024,
-            window_bytes: 1 << 20,
-        }
+        broker_settings(self.vhost.url())
     }
 
     fn publish(&self, envelopes: &[Envelope]) {

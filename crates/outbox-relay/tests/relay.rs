@@ -17,19 +17,8 @@ use storage::{
     Database, dead_letters, outbox,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, eventually};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
 use worker::Received;
-
-fn broker_settings(url: &str) -> broker::Settings {
-    broker::Settings {
-        url: url.to_owned().into(),
-        connect_timeout_ms: 3000,
-        heartbeat_s: 5,
-        confirm_timeout_ms: 5000,
-        window_messages: 1024,
-        window_bytes: 1 << 20,
-    }
-}
 
 fn relay(database: &TestDatabase, url: &str, batch: i64) -> Relay {
     Relay::new(database.database().clone(), &broker_settings(url), Topology::fleet(&[]), batch)

@@ -1,11 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+mod broker;
 mod database;
 mod events;
 mod postgres;
 mod servers;
 mod vhost;
 
+pub use broker::broker_settings;
 pub use database::TestDatabase;
 pub use postgres::PrivatePostgres;
 pub use private_servers::{Frozen, PrivateRabbitmq, eventually, eventually_within};

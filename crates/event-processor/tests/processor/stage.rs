@@ -20,7 +20,7 @@ use storage::{
     Database, leases,
     parked::{self, Parked},
 };
-use test_support::{TestDatabase, TestVhost, eventually_within};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within};
 use worker::Stop;
 
 /// How long it may take until everything has come to rest, on a busy machine.
@@ -73,14 +73,7 @@ impl Stage {
 
     /// At this broker, which nobody else uses.
     pub(crate) fn at(url: &str) -> Self {
-        let broker = broker::Settings {
-            url: url.to_owned().into(),
-            connect_timeout_ms: 3000,
-            heartbeat_s: 5,
-            confirm_timeout_ms: 5000,
-            window_messages: 1024,
-            window_bytes: 1 << 20,
-        };
+        let broker = broker_settings(url);
         let test = thread::current().name().expect("a test's thread has its name").replace("::", ".");
         let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("event-processor").join(test);
         if logs.exists() {

@@ -15,7 +15,7 @@ use storage::{
     audit::{self, Finding},
     dead_letters::{self, DeadLetter},
 };
-use test_support::{TestDatabase, TestVhost};
+use test_support::{TestDatabase, TestVhost, broker_settings};
 
 /// Is in every text that a test lets anybody write: no log may hold it.
 pub(crate) const PRIVATE: &str = "between us";
@@ -70,14 +70,7 @@ impl Stage {
         }
         let fleet = Fleet::new(database.url(), amqp_url, &logs).expect("a fleet");
         let api = Api::new(fleet.gateway_url());
-        let broker = broker::Settings {
-            url: amqp_url.into(),
-            connect_timeout_ms: 3000,
-            heartbeat_s: 5,
-            confirm_timeout_ms: 5000,
-            window_messages: 100,
-            window_bytes: 1 << 20,
-        };
+        let broker = broker_settings(amqp_url);
         let mut stage = Self { fleet, api, database, broker, retry_delays: Vec::new(), logs };
         for (name, value) in SETTINGS {
             stage.set(name, value);

@@ -24,22 +24,11 @@ use storage::{
     admin, leases, resharding,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, eventually};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
 
 struct Stage {
     database: TestDatabase,
     vhost: TestVhost,
-}
-
-fn settings(url: &str) -> broker::Settings {
-    broker::Settings {
-        url: url.to_owned().into(),
-        connect_timeout_ms: 3000,
-        heartbeat_s: 5,
-        confirm_timeout_ms: 5000,
-        window_messages: 1024,
-        window_bytes: 1 << 20,
-    }
 }
 
 impl Stage {
@@ -75,15 +64,19 @@ impl Stage {
 
     /// Brings what is in the outbox to the broker.
     fn relay(&self) {
-        let mut relay =
-            Relay::new(self.database.database().clone(), &settings(self.vhost.url()), Topology::fleet(&[]), 1000);
+        let mut relay = Relay::new(
+            self.database.database().clone(),
+            &broker_settings(self.vhost.url()),
+            Topology::fleet(&[]),
+            1000,
+        );
         while relay.round().unwrap() != Round::Idle {}
         relay.close();
     }
 
     /// How many messages are in each of the queues that there are.
     fn depths(&self) -> BTreeMap<String, u32> {
-        let mut session = Session::open(&settings(self.vhost.url()), "test").unwrap();
+        let mut session = Session::open(&broker_settings(self.vhost.url()), "test").unwrap();
         let depths = broker::existing(&mut session, &names(0..64)).unwrap();
         session.close(Instant::now() + Duration::from_secs(5));
         depths.into_iter().map(|queue| (queue.name, queue.messages)).collect()
@@ -91,7 +84,7 @@ impl Stage {
 
     /// Takes so many messages out of the queues.
     fn drain(&self, shards: Range<i32>, count: usize) {
-        let mut consumer = Consumer::new(&settings(self.vhost.url()), "test", names(shards), 1000);
+        let mut consumer = Consumer::new(&broker_settings(self.vhost.url()), "test", names(shards), 1000);
         let mut taken = 0;
         eventually("the messages come", || {
             let batch = consumer.next_batch(1000, Duration::ZERO, Duration::from_millis(100)).unwrap();

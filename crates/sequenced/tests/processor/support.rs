@@ -24,7 +24,7 @@ use storage::{
     stream_audit,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, eventually_within};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within};
 use worker::{Consuming, HealthSettings, Stop};
 
 /// How long it may take until everything has come to rest, on a busy machine.
@@ -277,17 +277,6 @@ impl Stage {
         };
         assert_eq!(count("count(*) FILTER (WHERE seq <> place)"), 0);
         assert_eq!(count("count(*)"), events as i64);
-    }
-}
-
-fn broker_settings(url: &str) -> broker::Settings {
-    broker::Settings {
-        url: url.to_owned().into(),
-        connect_timeout_ms: 3000,
-        heartbeat_s: 5,
-        confirm_timeout_ms: 5000,
-        window_messages: 1024,
-        window_bytes: 1 << 20,
     }
 }
 

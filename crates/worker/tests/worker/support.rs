@@ -9,6 +9,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+pub(crate) use test_support::broker_settings;
 use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Settings, Step, Stop, Worker};
 
 /// Where the tests' messages go: a direct exchange with one queue of the same name.
@@ -19,17 +20,6 @@ pub(crate) const IDLE: Duration = Duration::from_millis(1500);
 
 /// Two retries, soon.
 pub(crate) const DELAYS_MS: [u64; 2] = [100, 200];
-
-pub(crate) fn broker_settings(url: &str) -> broker::Settings {
-    broker::Settings {
-        url: url.to_owned().into(),
-        connect_timeout_ms: 3000,
-        heartbeat_s: 5,
-        confirm_timeout_ms: 5000,
-        window_messages: 1024,
-        window_bytes: 1 << 20,
-    }
-}
 
 /// Attempts in memory: these tests end no process.
 #[derive(Default)]

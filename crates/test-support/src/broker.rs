@@ -1,0 +1,11 @@
+/// The section `[broker]` for a test at this URL: less patient than a fleet is.
+pub fn broker_settings(url: &str) -> broker::Settings {
+    broker::Settings {
+        url: url.to_owned().into(),
+        connect_timeout_ms: 3000,
+        heartbeat_s: 5,
+        confirm_timeout_ms: 5000,
+        window_messages: 1024,
+        window_bytes: 1 << 20,
+    }
+}
