@@ -108,7 +108,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Consume(consume) => writeln!(out, "{}", consume.run(&settings)?)?,
         Command::Clean => {
             let mut session = broker::Session::open(&settings.broker, SERVICE)?;
-            lab::clean(&settings, &mut session, &settings.database()?, Experiment::value_variants())?;
+            let database = settings.database()?;
+            run::alone(&database, || lab::clean(&settings, &mut session, &database, Experiment::value_variants()))?;
         }
     }
     Ok(Outcome::Done)

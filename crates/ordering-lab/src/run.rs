@@ -24,12 +24,17 @@ use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
-use storage::resharding;
+use storage::{Database, resharding};
 
 const ALL: &str = "all";
 
-/// What one labs' runs lock out each other by.
-const LOCK: &str = "lab";
+/// Does some work while no other lab is at work in this database.
+pub(crate) fn alone<T>(database: &Database, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    // The name of no stream.
+    const LOCK: &str = "lab";
+    resharding::alone(&mut *database.connection()?, LOCK, |_| work())?
+        .unwrap_or_else(|| bail!("another ordering-lab is at work in this database"))
+}
 
 /// Does a whole experiment and says what was seen.
 #[derive(Args)]
@@ -98,10 +103,7 @@ struct Results<'a> {
 impl Run {
     pub(crate) fn run(self, settings: &Settings, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         let interrupt = Interrupt::catch()?;
-        let database = settings.database()?;
-        let mut lock = database.connection()?;
-        resharding::alone(&mut lock, LOCK, |_| self.alone(settings, &interrupt, out))?
-            .unwrap_or_else(|| bail!("another ordering-lab is at work in this database"))
+        alone(&settings.database()?, || self.alone(settings, &interrupt, out))
     }
 
     fn alone(self, settings: &Settings, interrupt: &Interrupt, out: &mut dyn Write) -> anyhow::Result<Outcome> {

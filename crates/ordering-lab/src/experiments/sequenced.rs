@@ -167,7 +167,7 @@ fn make(lab: &mut Lab, trouble: Trouble, published: u64) -> anyhow::Result<Strin
             let frozen = since.elapsed();
             lab.children.signal("consumer-2", Signal::CONT)?;
             await_members(lab, 3)?;
-            format!("one was frozen for {frozen:.1?}, which is longer than its leases run, and went on")
+            format!("one was frozen for {frozen:.1?}, until its leases had run out, and went on")
         }
         Trouble::Reshard(shards) => {
             let arguments = ["reshard", names::STREAM, "--shards", &shards.to_string()].map(str::to_owned);

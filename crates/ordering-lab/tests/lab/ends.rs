@@ -49,9 +49,11 @@ fn a_second_run_beside_the_first_is_refused() {
     let stage = Stage::new();
     let mut child = stage.start(&format!("run competing {LONG}"));
     begun(&stage, 4);
-    let Ended { status, err, .. } = stage.run("run balance --out .");
-    assert_eq!(status, 2);
-    assert!(err.contains("another ordering-lab is at work"), "{err}");
+    for arguments in ["run balance --out .", "clean"] {
+        let Ended { status, err, .. } = stage.run(arguments);
+        assert_eq!(status, 2);
+        assert!(err.contains("another ordering-lab is at work"), "{err}");
+    }
     kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
 }
