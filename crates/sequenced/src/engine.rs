@@ -28,6 +28,8 @@ pub(crate) struct Engine<H: Handler> {
     pub(crate) holder: String,
     pub(crate) handler: H,
     pub(crate) database: Database,
+    /// How long a lease runs.
+    pub(crate) ttl: Duration,
     pub(crate) worker: worker::Settings,
     pub(crate) lanes: Mutex<Lanes>,
     pub(crate) pool: OnceLock<Pool<Task>>,

@@ -61,7 +61,7 @@ impl Leases {
     pub fn round(&mut self, resources: &[String]) -> storage::Result<Round> {
         let began = Instant::now();
         let Self { database, service, holder, ttl, held } = self;
-        let (members, rank, renewed, claimed) = database.transaction(|conn| {
+        let (members, rank, renewed, claimed) = database.transaction_within(*ttl, |conn| {
             let members = leases::attend(conn, service, holder, *ttl)?;
             let rank = members.iter().position(|member| member == holder).unwrap_or_default();
             let renewed = leases::renew(conn, holder, *ttl)?;
@@ -90,7 +90,7 @@ impl Leases {
     /// The database's. Then they run out by themselves, unless another round renews them.
     pub fn release(&mut self, resources: &[String]) -> storage::Result<()> {
         let names: Vec<&str> = resources.iter().map(String::as_str).collect();
-        self.database.transaction(|conn| leases::release(conn, &self.holder, &names))?;
+        self.database.transaction_within(self.ttl, |conn| leases::release(conn, &self.holder, &names))?;
         resources.iter().for_each(|resource| _ = self.held.remove(resource));
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Leases {
     /// # Errors
     /// The database's.
     pub fn retire(&self) -> storage::Result<()> {
-        self.database.transaction(|conn| leases::depart(conn, &self.service, &self.holder))
+        self.database.transaction_within(self.ttl, |conn| leases::depart(conn, &self.service, &self.holder))
     }
 
     /// Renews what it holds, and takes nothing.
@@ -108,7 +108,7 @@ impl Leases {
     /// # Errors
     /// The database's.
     pub fn keep(&self) -> storage::Result<()> {
-        self.database.transaction(|conn| leases::renew(conn, &self.holder, self.ttl)).map(drop)
+        self.database.transaction_within(self.ttl, |conn| leases::renew(conn, &self.holder, self.ttl)).map(drop)
     }
 
     /// Gives all back, and leaves the service's processes.
@@ -116,7 +116,7 @@ impl Leases {
     /// # Errors
     /// The database's. Then they run out by themselves.
     pub fn leave(self) -> storage::Result<()> {
-        self.database.transaction(|conn| leases::leave(conn, &self.service, &self.holder))
+        self.database.transaction_within(self.ttl, |conn| leases::leave(conn, &self.service, &self.holder))
     }
 }
 

@@ -44,6 +44,8 @@ impl<H: Handler> Processor<H> {
     /// When the settings can't be used, or a thread has died.
     pub fn run_until(self, stop: Stop) -> anyhow::Result<()> {
         self.settings.check()?;
+        self.worker.check()?;
+        self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
         ensure!(self.lanes > 0, "lanes must be above 0");
         let leases = Leases::new(self.database.clone(), self.service, self.settings.ttl());
         let (outcomes, recorded) = crossbeam_channel::unbounded();
@@ -53,6 +55,7 @@ impl<H: Handler> Processor<H> {
             holder: leases.holder().into(),
             handler: self.handler,
             database: self.database.clone(),
+            ttl: self.settings.ttl(),
             worker: self.worker.clone(),
             lanes: Mutex::new(Lanes::new(self.lanes, attempts)),
             pool: OnceLock::new(),

@@ -205,7 +205,8 @@ impl<H: Handler> Engine<H> {
             let more = batch.done.iter().filter(|(task, _)| lanes.expects_more(task)).map(|(task, _)| &*task.event.key);
             more.chain(batch.reload.iter().map(|key| &**key)).collect()
         };
-        let committed = self.database.transaction(|conn| {
+        // A process that freezes in here is soon taken for dead, and its successor needs the rows.
+        let committed = self.database.transaction_within(self.ttl, |conn| {
             if !batch.begin.is_empty() {
                 streams::begin(conn, self.stream, &positions(&batch.begin))?;
             }

@@ -244,6 +244,23 @@ impl Database {
         unreachable!("the loop ends by returning")
     }
 
+    /// The same for rows that others wait for: if this process freezes in between, the server ends the transaction once it
+    /// has heard nothing for as long as `idle`.
+    ///
+    /// # Errors
+    /// As for [`Database::transaction`].
+    pub fn transaction_within<T>(
+        &self,
+        idle: Duration,
+        mut work: impl FnMut(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle.as_millis().max(1));
+        self.transaction(|conn| {
+            sql_query(&limit).execute(conn)?;
+            work(conn)
+        })
+    }
+
     /// Whether the database answers.
     ///
     /// # Errors

@@ -321,7 +321,8 @@ pub struct Failed<'a> {
     pub error: &'a str,
     /// After how long to try again; `None` parks the key.
     pub retry_after: Option<Duration>,
-    /// Whether it counts as an attempt: not if something was away that every event needs.
+    /// Whether it counts as an attempt, and with it those whose process died: not if something was away that every event
+    /// needs.
     pub counts: bool,
 }
 
@@ -344,7 +345,8 @@ pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Resul
              WHERE c.seq = failed.seq - 1 AND c.revision = failed.revision
              ORDER BY c.key FOR UPDATE OF c)
          UPDATE stream_cursor c
-         SET attempts = c.attempts + locked.counts::integer, deaths = 0, last_error = locked.error,
+         SET attempts = c.attempts + CASE WHEN locked.counts THEN greatest(c.deaths, 1) ELSE 0 END,
+             deaths = CASE WHEN locked.counts THEN 0 ELSE greatest(c.deaths - 1, 0) END, last_error = locked.error,
              retry_at = clock_timestamp() + locked.wait_ms * interval '1 ms',
              parked_at = CASE WHEN locked.wait_ms IS NULL THEN clock_timestamp() END
          FROM locked WHERE c.stream = $1 AND c.key = locked.key",

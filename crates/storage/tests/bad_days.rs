@@ -8,11 +8,12 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, Error};
+use storage::{Database, Error, admin};
 use test_support::{TestDatabase, eventually};
 
 /// Hands bytes to and fro until it's frozen, or cut.
@@ -174,4 +175,28 @@ fn a_statement_past_its_limit_is_told_from_a_database_that_is_away() {
     let slow = database.transaction(|conn| storage::admin::execute(conn, "SELECT pg_sleep(30)"));
     assert!(matches!(slow, Err(Error::TooSlow(_))), "{slow:?}");
     database.ping().unwrap();
+}
+
+#[test]
+fn a_transaction_that_stands_still_past_its_limit_lets_go_of_its_rows() {
+    let db = TestDatabase::new();
+    db.execute("CREATE TABLE held (id int)");
+    db.execute("INSERT INTO held VALUES (1)");
+    let lock = "SELECT id FROM held FOR UPDATE";
+    let (locked, may_wait) = mpsc::channel();
+    let result = thread::scope(|scope| {
+        let db = &db;
+        let other = scope.spawn(move || {
+            may_wait.recv().unwrap();
+            db.execute(lock)
+        });
+        db.database().transaction_within(Duration::from_millis(100), |conn| {
+            admin::execute(conn, lock)?;
+            locked.send(()).unwrap();
+            // As if this process were frozen, until the other has the row.
+            eventually("the other has the row", || other.is_finished().then_some(()));
+            admin::execute(conn, lock)
+        })
+    });
+    assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");
 }

@@ -31,7 +31,11 @@ impl Settings {
         Backoff::new(ms(self.unavailable_backoff_ms), ms(self.unavailable_backoff_max_ms))
     }
 
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    /// Whether they can be used.
+    ///
+    /// # Errors
+    /// Says which can't.
+    pub fn check(&self) -> anyhow::Result<()> {
         ensure!(self.time_limit_ms > 0, "worker.time_limit_ms must be above 0");
         ensure!(!self.retry_delays_ms.is_empty(), "worker.retry_delays_ms must hold at least one delay");
         ensure!(
@@ -56,7 +60,11 @@ pub struct Consuming {
 }
 
 impl Consuming {
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    /// Whether it can be done.
+    ///
+    /// # Errors
+    /// Says which setting is wrong.
+    pub fn check(&self) -> anyhow::Result<()> {
         ensure!(self.batch > 0, "batch must be above 0");
         ensure!(self.concurrency > 0, "concurrency must be above 0");
         ensure!(usize::from(self.prefetch) >= self.batch, "prefetch must be at least the batch");

@@ -27,7 +27,7 @@ use worker::Stop;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Short waits: what takes seconds in production takes less here.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("MURMURATION__EVENT_PROCESSOR__SIMULATE_FAILURES", "true"),
     ("MURMURATION__EVENT_PROCESSOR__WORK_MS", "1..5"),
     ("MURMURATION__EVENT_PROCESSOR__LANES", "64"),
@@ -35,10 +35,6 @@ const SETTINGS: [(&str, &str); 11] = [
     ("MURMURATION__SEQUENCED__LEASE_RENEW_MS", "100"),
     ("MURMURATION__SEQUENCED__SWEEP_MS", "100"),
     ("MURMURATION__WORKER__RETRY_DELAYS_MS", "50,100"),
-    // A process that freezes in a transaction keeps its locks for twice as long as a call may take. Whoever waits for
-    // them is given up before that, and no event is blamed for it.
-    ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "5000"),
-    ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "3000"),
     ("MURMURATION__HEALTH__PORT", "0"),
     ("RUST_LOG", "info"),
 ];
