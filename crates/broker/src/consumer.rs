@@ -30,10 +30,10 @@ impl IntoIterator for Batch {
     }
 }
 
-/// What became of acknowledgements.
+/// What became of acknowledgements, or of deliveries given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Acked {
-    /// Deliveries whose acknowledgement was sent.
+    /// Deliveries for which it was sent.
     pub sent: usize,
     /// Deliveries of a connection that is lost: the broker will hand them out again.
     pub stale: usize,
@@ -117,10 +117,24 @@ impl Consumer {
     /// Acknowledges a batch, or some deliveries or tickets of one or several batches, in any order. Those of a lost
     /// connection are skipped.
     pub fn ack(&mut self, deliveries: impl IntoIterator<Item = impl Into<Ticket>>) -> Acked {
+        self.settle(deliveries, Live::ack)
+    }
+
+    /// Gives deliveries back to their queue, which hands them out again: to whomever, and not necessarily in their old
+    /// place. Counts as a delivery. The fleet's services send a message on to wait instead.
+    pub fn give_back(&mut self, deliveries: impl IntoIterator<Item = impl Into<Ticket>>) -> Acked {
+        self.settle(deliveries, Live::give_back)
+    }
+
+    fn settle(
+        &mut self,
+        deliveries: impl IntoIterator<Item = impl Into<Ticket>>,
+        settle: fn(&mut Live, Vec<u64>) -> Result<usize, Error>,
+    ) -> Acked {
         let tickets: Vec<Ticket> = deliveries.into_iter().map(Into::into).collect();
         let all = tickets.len();
-        let tags = tickets.into_iter().filter(|ticket| ticket.epoch == self.epoch).map(|ticket| ticket.tag);
-        let sent = match self.live.as_mut().map(|live| live.ack(tags)) {
+        let tags = tickets.into_iter().filter(|ticket| ticket.epoch == self.epoch).map(|ticket| ticket.tag).collect();
+        let sent = match self.live.as_mut().map(|live| settle(live, tags)) {
             Some(Ok(sent)) => sent,
             // The next batch finds out what has become of the connection.
             Some(Err(_)) | None => 0,
@@ -277,7 +291,16 @@ impl Live {
         Ok(())
     }
 
-    fn ack(&mut self, tags: impl IntoIterator<Item = u64>) -> Result<usize, Error> {
+    fn give_back(&mut self, tags: Vec<u64>) -> Result<usize, Error> {
+        let deliveries = self.unsettled.take(tags);
+        let count = deliveries.len();
+        self.channel.call("giving messages back", |raw| {
+            deliveries.into_iter().try_for_each(|delivery| delivery.nack(raw, true))
+        })?;
+        Ok(count)
+    }
+
+    fn ack(&mut self, tags: Vec<u64>) -> Result<usize, Error> {
         let acks = self.unsettled.settle(tags);
         self.channel.call("acknowledging", |raw| {
             acks.all_up_to.map_or(Ok(()), |delivery| delivery.ack_multiple(raw))?;

@@ -23,4 +23,4 @@ pub use link::Link;
 pub use publisher::{PublishError, Publisher, Reason};
 pub use session::Session;
 pub use settings::Settings;
-pub use topology::{QueueDepth, declare, delete_queues, depths, existing, unbind};
+pub use topology::{QueueDepth, declare, delete_exchanges, delete_queues, depths, existing, unbind};

@@ -121,6 +121,16 @@ pub fn delete_queues(session: &mut Session, names: &[String]) -> Result<u64, Err
     })
 }
 
+/// Deletes exchanges, with their bindings. One that isn't there is no error.
+///
+/// # Errors
+/// [`Error::Refused`], or one that [is lost](Error::is_lost).
+pub fn delete_exchanges(session: &mut Session, names: &[String]) -> Result<(), Error> {
+    session.on_channel(|channel| {
+        names.iter().try_for_each(|name| channel.call("deleting an exchange", |raw| raw.exchange_delete(name, false)))
+    })
+}
+
 fn exchange_type(kind: ExchangeKind) -> ExchangeType {
     match kind {
         ExchangeKind::Direct => ExchangeType::Direct,
@@ -142,6 +152,7 @@ fn arguments(queue: &Queue) -> FieldTable {
         Expiry::DeadLetter => DELIVERY_LIMIT,
         // Without a dead-letter exchange the message would be gone.
         Expiry::ReturnAfter(_) | Expiry::Never => i32::MAX,
+        Expiry::LoseAfter(deliveries) => deliveries,
     };
     set("x-delivery-limit", LongInt(delivery_limit));
     // Keeps the message until the queue that it goes to has confirmed it.
@@ -158,7 +169,7 @@ fn arguments(queue: &Queue) -> FieldTable {
             set("x-dead-letter-exchange", text(""));
             set("x-dead-letter-strategy", at_least_once);
         }
-        Expiry::Never => {}
+        Expiry::Never | Expiry::LoseAfter(_) => {}
     }
     arguments
 }

@@ -22,6 +22,11 @@ impl<T> Unsettled<T> {
         self.deliveries.insert(tag, delivery);
     }
 
+    /// Takes out these deliveries, each by itself.
+    pub(crate) fn take(&mut self, tags: impl IntoIterator<Item = u64>) -> Vec<T> {
+        tags.into_iter().filter_map(|tag| self.deliveries.remove(&tag)).collect()
+    }
+
     /// Takes out these deliveries, and says what to acknowledge for them.
     pub(crate) fn settle(&mut self, tags: impl IntoIterator<Item = u64>) -> Acks<T> {
         let settled: BTreeMap<u64, T> = tags.into_iter().filter_map(|tag| self.deliveries.remove_entry(&tag)).collect();

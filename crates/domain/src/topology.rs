@@ -91,6 +91,8 @@ pub enum Expiry {
     ReturnAfter(Duration),
     /// Keep them whatever happens.
     Never,
+    /// Lose them after so many deliveries beyond the first. The fleet has no such queue: the lab shows why.
+    LoseAfter(i32),
 }
 
 /// A durable quorum queue.
@@ -206,6 +208,7 @@ impl Topology {
                     format!("after {} ms, in the queue that their routing key names", delay.as_millis())
                 }
                 Expiry::Never => "acknowledged".into(),
+                Expiry::LoseAfter(deliveries) => format!("acknowledged, or lost after {deliveries} further deliveries"),
             };
             let key = match exchange.kind {
                 ExchangeKind::Fanout => "any".into(),

@@ -62,6 +62,7 @@ fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
                 Expiry::DeadLetter => "acknowledged, or dead_letter".into(),
                 Expiry::ReturnAfter(delay) => format!("back to the queue of the key after {delay:?}"),
                 Expiry::Never => "acknowledged".into(),
+                Expiry::LoseAfter(deliveries) => format!("acknowledged, or lost after {deliveries} further deliveries"),
             };
             let (messages, consumers) = match depths.as_ref().map(|depths| depths.get(&binding.queue)) {
                 None => ("?".into(), "?".into()),

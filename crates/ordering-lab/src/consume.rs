@@ -1,7 +1,6 @@
 //! One consumer, as a process.
 
 use crate::{
-    amqp,
     context::Settings,
     experiments::Experiment,
     load::{Fault, Message},
@@ -18,7 +17,7 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use storage::{
     Database, PgConnection,
@@ -167,19 +166,21 @@ impl Consume {
     /// One message after another, each acknowledged when its effect is committed.
     fn naive(&self, settings: &Settings, database: &Database, stop: &Stop, counters: &Counters) -> anyhow::Result<()> {
         let queue = self.prepare_queue(settings)?;
-        let consumer = amqp::Consumer::open(settings.broker.url.expose(), &queue, self.prefetch)?;
+        let name = format!("{}.{}", crate::SERVICE, self.consumer_id);
+        let mut consumer = broker::Consumer::new(&settings.broker, &name, vec![queue], self.prefetch);
         let mut random = self.random();
         while !stop.is_requested() {
-            let Some(delivery) = consumer.next(Duration::from_millis(50))? else { continue };
-            let message: Message = serde_json::from_slice(delivery.body()).context("a message isn't the lab's")?;
+            let batch = consumer.next_batch(1, Duration::ZERO, Duration::from_millis(50))?;
+            let Some(delivery) = batch.into_iter().next() else { continue };
+            let message: Message = serde_json::from_slice(&delivery.body).context("a message isn't the lab's")?;
             let change = Change::from(&message);
             if self.strategy == Strategy::MessageVersion && !self.is_its_turn(database, &change)? {
                 self.note(database, &change, Outcome::TurnedAway)?;
-                consumer.turn_away(delivery)?;
+                consumer.give_back([delivery]);
                 continue;
             }
             thread::sleep(self.work_ms.pick(&mut random));
-            let fault = delivery.fault.filter(|_| !self.ignore_faults);
+            let fault = Fault::asked_for(&delivery.headers).filter(|_| !self.ignore_faults);
             match fault {
                 Some(Fault::Fail) => {
                     self.note(database, &change, Outcome::Failed)?;
@@ -195,11 +196,12 @@ impl Consume {
             if let Applied::Changed(errors) = applied {
                 counters.count(self.consumer_id, &change, errors);
             }
-            if fault == Some(Fault::AfterEffect) && !delivery.redelivered() {
+            if fault == Some(Fault::AfterEffect) && !delivery.redelivered {
                 end(FAILED);
             }
-            consumer.ack(delivery)?;
+            consumer.ack([delivery]);
         }
+        consumer.close(Instant::now() + Duration::from_secs(2));
         Ok(())
     }
 

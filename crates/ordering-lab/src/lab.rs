@@ -1,7 +1,6 @@
 //! The servers and processes of an experiment, and their cleaning up.
 
 use crate::{
-    amqp,
     children::Children,
     consume::{Consumer, Strategy},
     context::Settings,
@@ -120,7 +119,19 @@ impl Lab {
 
     /// Declares the experiment's exchange and these queues, unbound.
     pub(crate) fn declare(&mut self, kind: ExchangeKind, queues: &[String]) -> anyhow::Result<()> {
-        Ok(broker::declare(&mut self.session, &names::unbound(self.experiment, kind, queues))?)
+        self.declare_with(kind, queues, &Expiry::Never)
+    }
+
+    /// The same with queues whose messages end in another way.
+    pub(crate) fn declare_with(
+        &mut self,
+        kind: ExchangeKind,
+        queues: &[String],
+        expiry: &Expiry,
+    ) -> anyhow::Result<()> {
+        let mut topology = names::unbound(self.experiment, kind, queues);
+        topology.queues.iter_mut().for_each(|queue| queue.expiry = expiry.clone());
+        Ok(broker::declare(&mut self.session, &topology)?)
     }
 
     /// Binds queues to the experiment's exchange, in this order.
@@ -282,7 +293,6 @@ pub(crate) fn clean(
     database: &Database,
     experiments: &[Experiment],
 ) -> anyhow::Result<()> {
-    let url = settings.broker.url.expose();
     let queues: Vec<_> = experiments.iter().flat_map(|experiment| names::queues(*experiment)).collect();
     broker::delete_queues(session, &queues)?;
     for experiment in experiments {
@@ -301,7 +311,7 @@ pub(crate) fn clean(
         }
     }
     let exchanges: Vec<_> = experiments.iter().map(|experiment| names::exchange(*experiment)).collect();
-    amqp::delete_exchanges(url, &exchanges)?;
+    broker::delete_exchanges(session, &exchanges)?;
     if !broker::existing(session, &[names::GUEST.to_owned()])?.is_empty() {
         leave(settings, session, database)?;
     }
@@ -325,7 +335,7 @@ fn leave(settings: &Settings, session: &mut Session, database: &Database) -> any
     if used.iter().all(|queue| queue.consumers == 0 && queue.messages == 0) {
         broker::delete_queues(session, &names)?;
         let exchanges: Vec<_> = topology.exchanges.into_iter().map(|exchange| exchange.name).collect();
-        amqp::delete_exchanges(settings.broker.url.expose(), &exchanges)?;
+        broker::delete_exchanges(session, &exchanges)?;
     }
     broker::delete_queues(session, &[names::GUEST.to_owned()])?;
     Ok(())

@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod amqp;
 mod chart;
 mod children;
 mod consume;

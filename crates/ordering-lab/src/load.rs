@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use domain::Envelope;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 use storage::balances::Change;
 
 /// A message, as it's in the queues.
@@ -50,7 +50,9 @@ impl Fault {
         }
     }
 
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    /// What a message's headers ask for.
+    pub(crate) fn asked_for(headers: &BTreeMap<String, String>) -> Option<Self> {
+        let text = headers.get(Self::HEADER)?;
         [Self::Fail, Self::Hang, Self::AfterEffect].into_iter().find(|fault| fault.as_str() == text)
     }
 }

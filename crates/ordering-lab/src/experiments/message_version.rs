@@ -2,14 +2,13 @@
 //! older ones: what that costs, and what it still gets wrong.
 
 use crate::{
-    amqp,
     children::Children,
     consume::Strategy,
     lab::Lab,
     load,
     report::{Errors, Report},
 };
-use domain::topology::ExchangeKind;
+use domain::topology::{ExchangeKind, Expiry};
 use std::{collections::BTreeMap, time::Duration};
 use storage::balances::{self, Counted};
 
@@ -101,10 +100,7 @@ fn part(lab: &mut Lab, limit: Option<i32>, starve: bool) -> anyhow::Result<Part>
     let (old, new) = (lab.queues(1, consumers), lab.queues(consumers + 1, consumers));
     let all = [old.clone(), new.clone()].concat();
     lab.declare(ExchangeKind::ConsistentHash, &old)?;
-    match limit {
-        Some(limit) => amqp::declare_limited(lab.settings.broker.url.expose(), &new, limit)?,
-        None => lab.declare(ExchangeKind::ConsistentHash, &new)?,
-    }
+    lab.declare_with(ExchangeKind::ConsistentHash, &new, &limit.map_or(Expiry::Never, Expiry::LoseAfter))?;
     lab.bind(&old)?;
     lab.start_each(Strategy::MessageVersion, 1, &all)?;
 
