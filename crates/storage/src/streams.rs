@@ -66,8 +66,8 @@ struct Numbered {
     seq: i64,
 }
 
-/// Appends events, the order in the list being the order per key, together with the messages that wake; answers the heads
-/// of their keys, sorted by key. To be run in a transaction: the keys' row locks are held to its end, so that the order
+/// Appends events, the order in the list being the order per key, together with a message for each key that wakes; answers
+/// the heads of the keys, sorted by key. To be run in a transaction: the keys' row locks are held to its end, so that the order
 /// of sequences is the order of commits.
 ///
 /// # Errors
@@ -132,9 +132,12 @@ pub fn append(
     .bind::<Array<Text>, _>(events.iter().map(|event| event.payload.as_str()).collect::<Vec<_>>())
     .bind::<Timestamptz, _>(generated_at)
     .execute(conn)?;
+    // One for each key: whoever it wakes goes on to the head. More would only get in other keys' way.
+    let is_first = |event: &AccountEvent| event.seq == head(&event.account_id) - counts[&event.account_id] + 1;
     let envelopes: Vec<_> = events
         .iter()
         .zip(&hashes)
+        .filter(|(event, _)| is_first(event))
         .map(|(event, hash)| event.envelope(name, shard(*hash, shards)).correlated(correlation_id))
         .collect();
     outbox::push(conn, &envelopes)?;

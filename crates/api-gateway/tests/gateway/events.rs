@@ -85,10 +85,10 @@ fn a_list_keeps_its_order_per_account_from_request_to_request() {
     assert_eq!(told(&app, "B"), [(1, json!(null))]);
     assert_eq!(told(&app, "a"), [(1, json!(2)), (2, json!(6))]);
     assert_eq!(told(&app, "b"), [(1, json!(1)), (2, json!(3)), (3, json!([])), (4, json!(7))]);
-    // The messages are published in the order of their rows.
+    // One message for each account of a request, published in the order of their rows.
     let rows = app.db.database().transaction(|conn| outbox::take(conn, 10)).unwrap();
     let ids: Vec<_> = rows.iter().map(|row| row.envelope.message_id.as_str()).collect();
-    let expected = ["b/1", "a/1", "b/2", "B/1", "b/3", "a/2", "b/4"].map(|id| format!("{ACCOUNT_EVENT}/{id}"));
+    let expected = ["b/1", "a/1", "B/1", "a/2", "b/4"].map(|id| format!("{ACCOUNT_EVENT}/{id}"));
     assert_eq!(ids, expected);
 }
 
@@ -250,7 +250,7 @@ fn ten_thousand_events_are_one_request() {
     let answer = app.post(PATH, json!({"events": events})).ok();
     assert_eq!((&answer["accepted"], answer["heads"].as_array().unwrap().len()), (&json!(10_000), 1000));
     assert!(answer["heads"].as_array().unwrap().iter().all(|head| head["seq"] == 10));
-    assert_eq!(app.db.count("SELECT count(*) AS n FROM outbox"), 10_000);
+    assert_eq!(app.db.count("SELECT count(*) AS n FROM outbox"), 1000);
     let expected: Vec<_> = (0..10).map(|i| (i + 1, json!({"n": 1000 * i + 7}))).collect();
     assert_eq!(told(&app, "7"), expected);
 }
@@ -258,8 +258,8 @@ fn ten_thousand_events_are_one_request() {
 #[test]
 fn events_whose_messages_cant_be_kept_arent_accepted() {
     let app = App::start();
-    app.db.execute("ALTER TABLE outbox ADD CONSTRAINT no_room CHECK (message_id NOT LIKE '%/3')");
-    let answer = app.post(PATH, bulk((0..3).map(|n| ("a", json!(n)))));
+    app.db.execute("ALTER TABLE outbox ADD CONSTRAINT no_room CHECK (message_id NOT LIKE '%/b/1')");
+    let answer = app.post(PATH, bulk([("a", json!(0)), ("b", json!(1))]));
     assert_eq!((answer.status, answer.complaints().len()), (500, 0));
     assert_eq!(rows(&app), 0);
     app.post(PATH, bulk((0..2).map(|n| ("a", json!(n))))).ok();

@@ -43,7 +43,8 @@ fn a_backlog_that_takes_longer_than_the_broker_waits_for_acknowledgements_costs_
     stage.start(&[("MURMURATION__EVENT_PROCESSOR__WORK_MS", "150"), ("RUST_LOG", "info,telemetry=debug")]);
     stage.await_shares(&[16]);
     let began = Instant::now();
-    stage.database.append_events(&events(1, EVENTS));
+    // A message each.
+    events(1, EVENTS).chunks(1).for_each(|event| stage.database.append_events(event));
     thread::scope(|scope| {
         let settings = stage.broker();
         scope.spawn(|| keep_a_message_for_too_long(settings));

@@ -57,7 +57,7 @@ fn messages_wake_however_often_in_whichever_order_and_by_whichever_queue_they_co
     stage.divide(8, QUEUES);
     let accounts = Accounts::prompt();
     let _processor = deaf(&stage, &accounts);
-    stage.database.append_events(&events(30, 10, "1"));
+    (0..10).for_each(|_| stage.database.append_events(&events(30, 1, "1")));
     let mut random = SmallRng::seed_from_u64(1);
     let mut messages: Vec<Envelope> = stage.intercept();
     assert_eq!(messages.len(), 300);
@@ -84,7 +84,7 @@ fn messages_wake_a_key_that_another_process_has() {
     let _processors = [stage.start(&accounts), stage.start(&accounts)];
     eventually("both have shards", || (stage.shares() == [8, 8]).then_some(()));
     stage.declare(QUEUES);
-    stage.database.append_events(&events(30, 10, "1"));
+    (0..10).for_each(|_| stage.database.append_events(&events(30, 1, "1")));
     let mut messages = stage.intercept();
     messages.iter_mut().for_each(|message| message.routing_key = shard_routing_key(0));
     messages.reverse();
@@ -100,7 +100,7 @@ fn messages_of_events_that_are_not_committed_are_set_aside_and_their_neighbours_
     let stage = Stage::new();
     let accounts = Accounts::prompt();
     let _processor = deaf(&stage, &accounts);
-    stage.database.append_events(&events(20, 2, "1"));
+    (0..2).for_each(|_| stage.database.append_events(&events(20, 1, "1")));
     let event = |account: &str, seq: i64| {
         let body = json!({"accountId": account, "seq": seq, "payload": 1, "generatedAt": "2026-01-01T00:00:00Z"});
         let mut envelope = Envelope::new(ACCOUNT_EVENT, shard_routing_key(0), body.to_string().into_bytes());
