@@ -719,7 +719,7 @@ fn a_frozen_broker_hangs_nobody_and_loses_nothing() {
 fn a_broker_short_of_memory_is_waited_for_and_consuming_goes_on() {
     let node = node();
     let settings = Settings { window_messages: 16, confirm_timeout_ms: 2000, ..node.settings() };
-    declare(&settings, &queues(&["starved", "fed"]));
+    declare(&settings, &queues(&["starved", "fed", "probed"]));
     let mut publisher = Publisher::new(&settings, "test");
     let mut dropped = Publisher::new(&settings, "test");
     publisher.publish_all(&numbered("fed", 0..100), within(SOON)).unwrap();
@@ -730,6 +730,11 @@ fn a_broker_short_of_memory_is_waited_for_and_consuming_goes_on() {
     let starved = node.starve();
     let a_second = Duration::from_secs(1);
     let link = publisher.link();
+    // Raising the alarm takes the broker a moment.
+    eventually(SOON, "publishing is blocked", || {
+        let _ = publisher.publish_all(&numbered("probed", 0..1), within(IDLE));
+        link.is_blocked().then_some(())
+    });
     for _ in 0..3 {
         let result = bounded("publishing", a_second * 2, || {
             publisher.publish_all(&numbered("starved", 0..1000), within(a_second))
