@@ -3,9 +3,9 @@ use amiquip::{
     AmqpValue::{LongInt, LongLongInt, LongString},
     ExchangeDeclareOptions, ExchangeType, FieldTable, QueueDeclareOptions, QueueDeleteOptions,
 };
-use domain::topology::{Binding, DELIVERY_LIMIT, Exchange, ExchangeKind, Expiry, Queue, Topology, exchange};
+use domain::topology::{Binding, DELIVERY_LIMIT, Exchange, ExchangeKind, Expiry, Queue, Retention, Topology, exchange};
 
-use crate::{Error, Session};
+use crate::{Error, Session, session::Channel};
 
 // AMQP's reply codes.
 const NOT_FOUND: u16 = 404;
@@ -22,11 +22,23 @@ pub struct QueueDepth {
     pub consumers: u32,
 }
 
-/// Declares exchanges, queues and bindings in the order in which they're given. What is there already stays as it is.
+/// Declares exchanges, queues and bindings in the order in which they're given. What is there already stays as it is: a
+/// stream with another retention is no conflict.
 ///
 /// # Errors
 /// [`Error::MissingPlugin`], [`Error::Conflict`], [`Error::Refused`], or one that [is lost](Error::is_lost).
 pub fn declare(session: &mut Session, topology: &Topology) -> Result<(), Error> {
+    let (streams, queues): (Vec<_>, Vec<_>) =
+        topology.queues.iter().partition(|queue| matches!(queue.expiry, Expiry::Retain(_)));
+    for stream in streams {
+        // Each on a channel of its own, which a refusal closes.
+        match session.on_channel(|channel| declare_queue(channel, stream)) {
+            Err(Error::Conflict { text, .. }) if !text.contains("x-queue-type") => {
+                log::debug!("stream `{}` keeps the retention that it was declared with: {text}", stream.name);
+            }
+            declared => declared?,
+        }
+    }
     session.on_channel(|channel| {
         for exchange in &topology.exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -36,12 +48,7 @@ pub fn declare(session: &mut Session, topology: &Topology) -> Result<(), Error> 
                 })
                 .map_err(|error| explain_exchange(error, exchange))?;
         }
-        for queue in &topology.queues {
-            let options = QueueDeclareOptions { durable: true, arguments: arguments(queue), ..Default::default() };
-            channel
-                .call("declaring a queue", |raw| raw.queue_declare(&queue.name, options).map(drop))
-                .map_err(|error| explain_conflict(error, "queue", &queue.name))?;
-        }
+        queues.iter().try_for_each(|queue| declare_queue(channel, queue))?;
         for binding in &topology.bindings {
             channel.call("binding a queue", |raw| {
                 raw.queue_bind(&binding.queue, &binding.exchange, &binding.routing_key, FieldTable::new())
@@ -49,6 +56,13 @@ pub fn declare(session: &mut Session, topology: &Topology) -> Result<(), Error> 
         }
         Ok(())
     })
+}
+
+fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
+    let options = QueueDeclareOptions { durable: true, arguments: arguments(queue), ..Default::default() };
+    channel
+        .call("declaring a queue", |raw| raw.queue_declare(&queue.name, options).map(drop))
+        .map_err(|error| explain_conflict(error, "queue", &queue.name))
 }
 
 /// How full the queues are, in the same order.
@@ -140,18 +154,26 @@ fn exchange_type(kind: ExchangeKind) -> ExchangeType {
     }
 }
 
-/// A quorum queue's arguments.
+/// A queue's arguments.
 fn arguments(queue: &Queue) -> FieldTable {
     let text = |text: &str| LongString(text.into());
     let mut arguments = FieldTable::new();
     let mut set = |key: &str, value: AmqpValue| arguments.insert(key.into(), value);
+    if let Expiry::Retain(Retention { max_bytes, max_age_s, segment_bytes }) = queue.expiry {
+        let number = |number: u64| LongLongInt(number.try_into().unwrap_or(i64::MAX));
+        set("x-queue-type", text("stream"));
+        set("x-max-length-bytes", number(max_bytes));
+        set("x-max-age", text(&format!("{max_age_s}s")));
+        set("x-stream-max-segment-size-bytes", number(segment_bytes));
+        return arguments;
+    }
     set("x-queue-type", text("quorum"));
     // A full queue refuses, instead of dropping its oldest message.
     set("x-overflow", text("reject-publish"));
     let delivery_limit = match queue.expiry {
         Expiry::DeadLetter => DELIVERY_LIMIT,
         // Without a dead-letter exchange the message would be gone.
-        Expiry::ReturnAfter(_) | Expiry::Never => i32::MAX,
+        Expiry::ReturnAfter(_) | Expiry::Never | Expiry::Retain(_) => i32::MAX,
         Expiry::LoseAfter(deliveries) => deliveries,
     };
     set("x-delivery-limit", LongInt(delivery_limit));
@@ -169,7 +191,7 @@ fn arguments(queue: &Queue) -> FieldTable {
             set("x-dead-letter-exchange", text(""));
             set("x-dead-letter-strategy", at_least_once);
         }
-        Expiry::Never | Expiry::LoseAfter(_) => {}
+        Expiry::Never | Expiry::LoseAfter(_) | Expiry::Retain(_) => {}
     }
     arguments
 }

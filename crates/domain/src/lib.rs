@@ -3,6 +3,7 @@
 pub mod delivery;
 pub mod envelope;
 pub mod ids;
+pub mod log;
 pub mod message;
 pub mod password;
 pub mod stream;

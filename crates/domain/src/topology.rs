@@ -1,7 +1,11 @@
 //! The broker's exchanges, queues and bindings, as data. Whoever starts first declares them; declaring again changes
 //! nothing.
 
-use crate::stream::{shard_queue, shard_routing_key};
+use crate::{
+    log::{partition_routing_key, partition_stream},
+    stream::{shard_queue, shard_routing_key},
+};
+use serde::Deserialize;
 use std::{fmt::Write as _, time::Duration};
 
 /// Names of exchanges.
@@ -16,6 +20,8 @@ pub mod exchange {
     pub const SEND_NOTIFICATION: &str = "send_notification";
     /// Account events, by shard.
     pub const ACCOUNT_EVENT: &str = crate::stream::ACCOUNT_EVENT;
+    /// The message log, by partition.
+    pub const MESSAGE: &str = crate::log::MESSAGE;
     /// Messages that were set aside.
     pub const DEAD_LETTER: &str = "dead_letter";
 }
@@ -81,7 +87,20 @@ pub struct Exchange {
     pub kind: ExchangeKind,
 }
 
-/// What a quorum queue does with messages that it gives up or whose time is over.
+/// How much of the message log is kept, per partition. The broker removes whole segments, from the oldest, and never the
+/// one that it's writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// Bytes at most.
+    pub max_bytes: u64,
+    /// Seconds at most.
+    pub max_age_s: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+}
+
+/// What a queue does with messages that it gives up or whose time is over, and thereby of which kind it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// Keep them until they're acknowledged; after [`DELIVERY_LIMIT`] deliveries to the exchange `dead_letter`, under
@@ -93,9 +112,11 @@ pub enum Expiry {
     Never,
     /// Lose them after so many deliveries beyond the first. The fleet has no such queue: the lab shows why.
     LoseAfter(i32),
+    /// Keep them to be read by many, again and again: a stream.
+    Retain(Retention),
 }
 
-/// A durable quorum queue.
+/// A durable queue: a quorum queue, or a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// Its name.
@@ -171,6 +192,18 @@ impl Topology {
         topology
     }
 
+    /// The exchange of the message log, and the streams of its first partitions. How many there are is in the database.
+    pub fn log(partitions: i32, retention: Retention) -> Self {
+        let mut topology = Self::default();
+        topology.exchange(exchange::MESSAGE, ExchangeKind::Direct);
+        for partition in 0..partitions {
+            let stream = partition_stream(partition);
+            topology.queue(&stream, Expiry::Retain(retention));
+            topology.bind(exchange::MESSAGE, &stream, &partition_routing_key(partition));
+        }
+        topology
+    }
+
     /// Both of them.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
@@ -208,6 +241,9 @@ impl Topology {
                     format!("after {} ms, in the queue that their routing key names", delay.as_millis())
                 }
                 Expiry::Never => "acknowledged".into(),
+                Expiry::Retain(Retention { max_bytes, max_age_s, .. }) => {
+                    format!("a stream: after {max_age_s} s, or beyond {max_bytes} bytes")
+                }
                 Expiry::LoseAfter(deliveries) => format!("acknowledged, or lost after {deliveries} further deliveries"),
             };
             let key = match exchange.kind {

@@ -43,6 +43,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    consumer_offset (group, partition) {
+        group -> Text,
+        partition -> Int4,
+        next_offset -> Int8,
+        seq -> Nullable<Int8>,
+        last_message_id -> Nullable<Text>,
+        skipped -> Int8,
+        repeated -> Int8,
+        missing -> Int8,
+        moved_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     dead_letter (id) {
         id -> Int8,
         dedup_key -> Text,
@@ -139,6 +153,47 @@ diesel::table! {
 }
 
 diesel::table! {
+    message (group, partition, offset) {
+        group -> Text,
+        partition -> Int4,
+        offset -> Int8,
+        seq -> Nullable<Int8>,
+        message_id -> Nullable<Text>,
+        key -> Nullable<Text>,
+        text -> Text,
+        accepted_at -> Nullable<Timestamptz>,
+        recorded_by -> Text,
+        recorded_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_log (one_row) {
+        one_row -> Bool,
+        token -> Text,
+    }
+}
+
+diesel::table! {
+    message_outbox (partition, id) {
+        partition -> Int4,
+        id -> Int8,
+        text -> Text,
+        key -> Nullable<Text>,
+        correlation_id -> Nullable<Text>,
+        accepted_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_partition (partition) {
+        partition -> Int4,
+        seq -> Int8,
+        taken -> Array<Nullable<Int8>>,
+    }
+}
+
+diesel::table! {
     outbox (id) {
         id -> Int8,
         exchange -> Text,
@@ -149,6 +204,18 @@ diesel::table! {
         headers -> Jsonb,
         body -> Bytea,
         created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    skipped_message (group, partition, offset) {
+        group -> Text,
+        partition -> Int4,
+        offset -> Int8,
+        message_id -> Nullable<Text>,
+        reason -> Text,
+        body -> Bytea,
+        skipped_at -> Timestamptz,
     }
 }
 
@@ -281,6 +348,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     attempt,
     avatar,
     balance_delivery,
+    consumer_offset,
     dead_letter,
     email_notification,
     feed_entry,
@@ -289,7 +357,12 @@ diesel::allow_tables_to_appear_in_same_query!(
     former_subscription,
     lease,
     member,
+    message,
+    message_log,
+    message_outbox,
+    message_partition,
     outbox,
+    skipped_message,
     sms_notification,
     stream,
     stream_change,

@@ -1,0 +1,169 @@
+//! Tables `message` and `skipped_message`: what consumer groups have recorded of the message log, and what they found in
+//! it that was no message.
+
+use crate::{
+    Result,
+    schema::{message, skipped_message},
+};
+use chrono::{DateTime, Utc};
+use diesel::{PgConnection, prelude::*};
+use domain::log::Group;
+use std::collections::BTreeSet;
+
+/// A message to be recorded. When, the table says.
+#[derive(Clone, Debug, Insertable)]
+#[diesel(table_name = message, treat_none_as_default_value = false)]
+pub struct NewMessage<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// Its place in the stream.
+    pub offset: i64,
+    /// Its place among the partition's messages that came in over HTTP; `None` for another program's.
+    pub seq: Option<i64>,
+    /// The AMQP message id.
+    pub message_id: Option<&'a str>,
+    /// What it's about.
+    pub key: Option<&'a str>,
+    /// What it says.
+    pub text: &'a str,
+    /// When the gateway accepted it.
+    pub accepted_at: Option<DateTime<Utc>>,
+    /// The process that records it.
+    pub recorded_by: &'a str,
+}
+
+/// Records messages, in the transaction that moves the group on.
+///
+/// # Errors
+/// The database's.
+pub fn record(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()> {
+    if !messages.is_empty() {
+        diesel::copy_from(message::table).from_insertable(messages).execute(conn)?;
+    }
+    Ok(())
+}
+
+/// Which of these ids belong to messages of other programs that the group has recorded of the partition.
+///
+/// # Errors
+/// The database's.
+pub fn recorded_ids(conn: &mut PgConnection, group: &Group, partition: i32, ids: &[&str]) -> Result<BTreeSet<String>> {
+    if ids.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let ids: Vec<Option<String>> = message::table
+        .filter(message::group.eq(group.as_str()).and(message::partition.eq(partition)))
+        .filter(message::seq.is_null().and(message::message_id.eq_any(ids)))
+        .select(message::message_id)
+        .load(conn)?;
+    Ok(ids.into_iter().flatten().collect())
+}
+
+/// A message as it was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = message)]
+pub struct Message {
+    /// The partition.
+    pub partition: i32,
+    /// Its place in the stream.
+    pub offset: i64,
+    /// The AMQP message id.
+    pub message_id: Option<String>,
+    /// What it's about.
+    pub key: Option<String>,
+    /// What it says.
+    pub text: String,
+    /// When the gateway accepted it.
+    pub accepted_at: Option<DateTime<Utc>>,
+    /// The process that recorded it.
+    pub recorded_by: String,
+    /// When that was.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// Up to `limit` messages that the group has recorded, in the order of partition and offset: of one partition, or of all
+/// of them; after that offset, or from the first.
+///
+/// # Errors
+/// The database's.
+pub fn page(
+    conn: &mut PgConnection,
+    group: &Group,
+    partition: Option<i32>,
+    after: Option<i64>,
+    limit: i64,
+) -> Result<Vec<Message>> {
+    let mut query = message::table.filter(message::group.eq(group.as_str())).into_boxed();
+    if let Some(partition) = partition {
+        query = query.filter(message::partition.eq(partition));
+    }
+    if let Some(after) = after {
+        query = query.filter(message::offset.gt(after));
+    }
+    let order = (message::group, message::partition, message::offset);
+    Ok(query.order(order).limit(limit).select(Message::as_select()).load(conn)?)
+}
+
+/// What stood in a stream and was no message.
+#[derive(Clone, Debug, Insertable)]
+#[diesel(table_name = skipped_message)]
+pub struct NewSkipped<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// Its place in the stream.
+    pub offset: i64,
+    /// The AMQP message id.
+    pub message_id: Option<&'a str>,
+    /// What was wrong with it.
+    pub reason: &'a str,
+    /// Its body.
+    pub body: &'a [u8],
+}
+
+/// Keeps what was no message, the first 64 KiB of each, in the transaction that moves the group on.
+///
+/// # Errors
+/// The database's.
+pub fn skip(conn: &mut PgConnection, skipped: &[NewSkipped<'_>]) -> Result<()> {
+    const BODY_MAX: usize = 65536;
+    for one in skipped {
+        let kept = NewSkipped { body: &one.body[..one.body.len().min(BODY_MAX)], ..one.clone() };
+        diesel::insert_into(skipped_message::table).values(kept).execute(conn)?;
+    }
+    Ok(())
+}
+
+/// What a group has skipped.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = skipped_message)]
+pub struct Skipped {
+    /// The partition.
+    pub partition: i32,
+    /// Its place in the stream.
+    pub offset: i64,
+    /// The AMQP message id.
+    pub message_id: Option<String>,
+    /// What was wrong with it.
+    pub reason: String,
+    /// Its body, the first 64 KiB.
+    pub body: Vec<u8>,
+    /// When it was met.
+    pub skipped_at: DateTime<Utc>,
+}
+
+/// Up to `limit` of what the group has skipped, the newest first.
+///
+/// # Errors
+/// The database's.
+pub fn skipped(conn: &mut PgConnection, group: &Group, limit: i64) -> Result<Vec<Skipped>> {
+    Ok(skipped_message::table
+        .filter(skipped_message::group.eq(group.as_str()))
+        .order((skipped_message::skipped_at.desc(), skipped_message::partition, skipped_message::offset.desc()))
+        .limit(limit)
+        .select(Skipped::as_select())
+        .load(conn)?)
+}

@@ -1,0 +1,70 @@
+//! Tables `message_partition` and `message_log`: how the message log is divided, and what tells it from others.
+
+use crate::{
+    Result,
+    schema::{message_log, message_partition},
+};
+use diesel::{PgConnection, prelude::*, sql_query, sql_types::Integer};
+use domain::topology::{Retention, Topology};
+
+/// How many partitions there are.
+///
+/// # Errors
+/// The database's.
+pub fn count(conn: &mut PgConnection) -> Result<i32> {
+    let count: i64 = message_partition::table.count().get_result(conn)?;
+    Ok(i32::try_from(count).unwrap_or(i32::MAX))
+}
+
+/// The log's exchange and streams. How many those are is told here alone, so whoever declares them looks each time.
+///
+/// # Errors
+/// The database's.
+pub fn topology(conn: &mut PgConnection, retention: Retention) -> Result<Topology> {
+    Ok(Topology::log(count(conn)?, retention))
+}
+
+/// Makes it so many partitions, unless there are more. Their streams must be there already.
+///
+/// # Errors
+/// The database's.
+pub fn extend_to(conn: &mut PgConnection, partitions: i32) -> Result<()> {
+    sql_query("INSERT INTO message_partition (partition) SELECT generate_series(0, $1 - 1) ON CONFLICT DO NOTHING")
+        .bind::<Integer, _>(partitions)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// What the ids of this log's messages begin with.
+///
+/// # Errors
+/// The database's.
+pub fn token(conn: &mut PgConnection) -> Result<String> {
+    Ok(message_log::table.select(message_log::token).first(conn)?)
+}
+
+/// A partition, as far as accepting and publishing goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Partition {
+    /// Its number.
+    #[diesel(sql_type = Integer)]
+    pub partition: i32,
+    /// The newest sequence that was given to a message.
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub seq: i64,
+    /// Messages that were accepted, and aren't known to be in the stream.
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub waiting: i64,
+}
+
+/// All partitions, in their order.
+///
+/// # Errors
+/// The database's.
+pub fn list(conn: &mut PgConnection) -> Result<Vec<Partition>> {
+    Ok(sql_query(
+        "SELECT partition, seq, (SELECT count(*) FROM message_outbox o WHERE o.partition = p.partition) AS waiting
+         FROM message_partition p ORDER BY partition",
+    )
+    .load(conn)?)
+}
