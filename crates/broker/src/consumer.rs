@@ -4,7 +4,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use amiquip::{ConsumerMessage, ConsumerOptions};
+use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable};
+use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Select, TryRecvError};
 
 use crate::{
@@ -19,6 +20,37 @@ const CONSUMING: &str = "consuming";
 pub struct Batch {
     /// The deliveries.
     pub deliveries: Vec<Delivery>,
+    /// Which of the consumer's connections, or of its turns to other queues, they came by: a count.
+    pub epoch: u64,
+}
+
+/// Where to begin in a stream. The broker takes an offset or a time that it doesn't have for the nearest one that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamOffset {
+    /// At the first message that there is.
+    First,
+    /// At the beginning of the newest chunk, a run of messages that were stored together.
+    Last,
+    /// After the newest message.
+    Next,
+    /// At this offset.
+    At(i64),
+    /// At the first chunk that was stored then or later, to the second.
+    Since(DateTime<Utc>),
+}
+
+impl StreamOffset {
+    fn arguments(self) -> FieldTable {
+        let text = |text: &str| AmqpValue::LongString(text.into());
+        let value = match self {
+            Self::First => text("first"),
+            Self::Last => text("last"),
+            Self::Next => text("next"),
+            Self::At(offset) => AmqpValue::LongLongInt(offset),
+            Self::Since(time) => AmqpValue::Timestamp(time.timestamp().try_into().unwrap_or_default()),
+        };
+        [("x-stream-offset".to_owned(), value)].into_iter().collect()
+    }
 }
 
 impl IntoIterator for Batch {
@@ -39,12 +71,19 @@ pub struct Acked {
     pub stale: usize,
 }
 
-/// Takes deliveries from one or several queues, on a connection of its own that it opens when it's needed and again
+/// What is consumed.
+struct From {
+    queues: Vec<Arc<str>>,
+    /// For a stream: where to begin.
+    start: Option<StreamOffset>,
+    prefetch: u16,
+}
+
+/// Takes deliveries from one or several queues, or from a stream, on a connection of its own that it opens when it's needed and again
 /// when it's lost.
 pub struct Consumer {
     connector: Connector,
-    queues: Vec<Arc<str>>,
-    prefetch: u16,
+    from: From,
     live: Option<Live>,
     /// Counts the connections: a delivery tag means another message on the next one.
     epoch: u64,
@@ -58,8 +97,16 @@ impl Consumer {
     pub fn new(settings: &Settings, name: &str, queues: Vec<String>, prefetch: u16) -> Self {
         let queues = queues.into_iter().map(Into::into).collect();
         // To the broker, 0 is no limit.
-        let prefetch = prefetch.max(1);
-        Self { connector: Connector::new(settings, name, "consume"), queues, prefetch, live: None, epoch: 0 }
+        let from = From { queues, start: None, prefetch: prefetch.max(1) };
+        Self { connector: Connector::new(settings, name, "consume"), from, live: None, epoch: 0 }
+    }
+
+    /// A reader of a stream, which keeps its messages: acknowledging one only makes room for another to be sent ahead.
+    #[must_use]
+    pub fn of_stream(settings: &Settings, name: &str, stream: &str, prefetch: u16, start: StreamOffset) -> Self {
+        let mut consumer = Self::new(settings, name, vec![stream.into()], prefetch);
+        consumer.from.start = Some(start);
+        consumer
     }
 
     /// What to do on every new connection before consuming, such as declaring the topology: a broker may come back empty.
@@ -94,7 +141,7 @@ impl Consumer {
             None if !self.connector.wait(idle_until) => return Ok(Batch::default()),
             None => {
                 self.epoch += 1;
-                match Live::open(&mut self.connector, &self.queues, self.prefetch, self.epoch) {
+                match Live::open(&mut self.connector, &self.from, self.epoch) {
                     Ok(live) => live,
                     Err(error) => return self.lost(error),
                 }
@@ -104,7 +151,7 @@ impl Consumer {
             Ok(deliveries) => {
                 self.connector.steady();
                 self.live = Some(live);
-                Ok(Batch { deliveries })
+                Ok(Batch { deliveries, epoch: self.epoch })
             }
             // What has been collected already comes again, and couldn't be acknowledged.
             Err(error) => {
@@ -145,10 +192,25 @@ impl Consumer {
     /// Consumes these queues from now on, on the same connection, whose hook runs again first. What isn't acknowledged yet
     /// goes back, in order, and the tickets of it are stale.
     pub fn consume_from(&mut self, queues: Vec<String>) {
-        self.queues = queues.into_iter().map(Into::into).collect();
+        self.from.queues = queues.into_iter().map(Into::into).collect();
+        self.reopen();
+    }
+
+    /// Reads this stream from there on, on the same connection, whose hook runs again first.
+    pub fn read_from(&mut self, stream: &str, start: StreamOffset) {
+        self.from.start = Some(start);
+        self.consume_from(vec![stream.into()]);
+    }
+
+    /// Where the next connection is to begin with the stream, whenever this one is lost.
+    pub fn resume_at(&mut self, start: StreamOffset) {
+        self.from.start = Some(start);
+    }
+
+    fn reopen(&mut self) {
         let Some(live) = self.live.take() else { return };
         self.epoch += 1;
-        match live.reopen(&mut self.connector, &self.queues, self.prefetch, self.epoch) {
+        match live.reopen(&mut self.connector, &self.from, self.epoch) {
             Ok(live) => self.live = Some(live),
             // The next batch opens a new connection, and finds out whether that mends it.
             Err(error) => self.connector.lost(&error),
@@ -189,24 +251,25 @@ struct Source {
 }
 
 impl Live {
-    fn open(connector: &mut Connector, queues: &[Arc<str>], prefetch: u16, epoch: u64) -> Result<Self, Error> {
-        let (session, (channel, sources)) = connector.connect(|session| Self::consume(session, queues, prefetch))?;
+    fn open(connector: &mut Connector, from: &From, epoch: u64) -> Result<Self, Error> {
+        let (session, (channel, sources)) = connector.connect(|session| Self::consume(session, from))?;
         Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
     }
 
-    fn consume(session: &mut Session, queues: &[Arc<str>], prefetch: u16) -> Result<(Channel, Vec<Source>), Error> {
+    fn consume(session: &mut Session, from: &From) -> Result<(Channel, Vec<Source>), Error> {
         let channel = session.channel()?;
-        channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, prefetch, false))?;
-        let sources = queues.iter().map(|queue| Source::open(&channel, queue)).collect::<Result<_, _>>()?;
+        channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, from.prefetch, false))?;
+        let open = |queue| Source::open(&channel, queue, from.start);
+        let sources = from.queues.iter().map(open).collect::<Result<_, _>>()?;
         Ok((channel, sources))
     }
 
     /// The same connection with another channel that consumes these queues.
-    fn reopen(self, connector: &mut Connector, queues: &[Arc<str>], prefetch: u16, epoch: u64) -> Result<Self, Error> {
+    fn reopen(self, connector: &mut Connector, from: &From, epoch: u64) -> Result<Self, Error> {
         let Self { channel, sources, mut session, .. } = self;
         channel.close(Instant::now() + Duration::from_millis(connector.settings.confirm_timeout_ms));
         sources.into_iter().for_each(Source::drain);
-        match connector.prepare(&mut session).and_then(|()| Self::consume(&mut session, queues, prefetch)) {
+        match connector.prepare(&mut session).and_then(|()| Self::consume(&mut session, from)) {
             Ok((channel, sources)) => {
                 Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
             }
@@ -311,10 +374,11 @@ impl Live {
 }
 
 impl Source {
-    fn open(channel: &Channel, queue: &Arc<str>) -> Result<Self, Error> {
+    fn open(channel: &Channel, queue: &Arc<str>, start: Option<StreamOffset>) -> Result<Self, Error> {
         let messages = channel
             .call("starting to consume", |raw| {
-                let consumer = raw.basic_consume(&**queue, ConsumerOptions::default())?;
+                let arguments = start.map(StreamOffset::arguments).unwrap_or_default();
+                let consumer = raw.basic_consume(&**queue, ConsumerOptions { arguments, ..Default::default() })?;
                 let messages = consumer.receiver().clone();
                 // Its drop would cancel it, which races the client's thread and can kill the connection: closing the
                 // channel ends it instead. This leaks its tag, and what `drain` leaves of its queue.

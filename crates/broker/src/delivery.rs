@@ -28,6 +28,8 @@ pub struct Delivery {
     /// [`header::DEATH_QUEUE`]: crate::header::DEATH_QUEUE
     /// [`header::DEATH_TIME`]: crate::header::DEATH_TIME
     pub headers: BTreeMap<String, String>,
+    /// Its place in the stream that it was read from.
+    pub offset: Option<i64>,
     /// When it was published, to the second, if the publisher said so.
     pub timestamp: Option<DateTime<Utc>>,
     /// The body.
@@ -47,10 +49,18 @@ impl Delivery {
             kind: properties.type_().clone(),
             message_id: properties.message_id().clone(),
             correlation_id: properties.correlation_id().clone(),
+            offset: properties.headers().as_ref().and_then(offset),
             headers: properties.headers().as_ref().map(flatten).unwrap_or_default(),
             timestamp: properties.timestamp().and_then(from_seconds),
             body: mem::take(&mut delivery.body),
         }
+    }
+}
+
+fn offset(table: &FieldTable) -> Option<i64> {
+    match table.get("x-stream-offset")? {
+        AmqpValue::LongLongInt(offset) => Some(*offset),
+        _ => None,
     }
 }
 
@@ -104,6 +114,7 @@ impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
             .field("queue", &self.queue)
+            .field("offset", &self.offset)
             .field("redelivered", &self.redelivered)
             .field("routing_key", &self.routing_key)
             .field("kind", &self.kind)

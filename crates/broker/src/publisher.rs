@@ -93,6 +93,19 @@ impl Publisher {
     /// # Errors
     /// [`PublishError::Refused`] if all others are confirmed; [`PublishError::Unavailable`] if that can't be said.
     pub fn publish_all(&mut self, envelopes: &[Envelope], deadline: Instant) -> Result<(), PublishError> {
+        self.publish(envelopes, deadline, true)
+    }
+
+    /// The same on one connection: once that's lost, it's for the caller to publish again what isn't confirmed. So
+    /// nothing is sent behind what was to come after it, unless the caller knows.
+    ///
+    /// # Errors
+    /// As for [`Publisher::publish_all`].
+    pub fn publish_once(&mut self, envelopes: &[Envelope], deadline: Instant) -> Result<(), PublishError> {
+        self.publish(envelopes, deadline, false)
+    }
+
+    fn publish(&mut self, envelopes: &[Envelope], deadline: Instant, again: bool) -> Result<(), PublishError> {
         self.call += 1;
         let mut progress = Progress::new(self.call, envelopes, self.connector.settings.window_bytes);
         while !progress.is_settled() {
@@ -101,11 +114,11 @@ impl Publisher {
                 Err(Stop::Deadline(source)) => return Err(progress.unavailable(source)),
                 Err(Stop::Failed(error)) => error,
             };
-            if progress.refuse_culprits(&error) {
+            if progress.refuse_culprits(&error) && (again || progress.is_settled()) {
                 continue;
             }
             self.connector.lost(&error);
-            if !error.is_lost() || !self.connector.wait(deadline) {
+            if !again || !error.is_lost() || !self.connector.wait(deadline) {
                 return Err(progress.unavailable(error));
             }
         }

@@ -1,0 +1,164 @@
+//! Streams, read from any place: against the shared RabbitMQ, each test in a vhost of its own.
+
+use broker::{Consumer, Error, Publisher, Session, Settings, StreamOffset, Survey};
+use chrono::{TimeDelta, Utc};
+use domain::{
+    Envelope,
+    topology::{Expiry, Queue, Retention, Topology},
+};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+use test_support::{TestVhost, broker_settings};
+
+const STREAM: &str = "message.p00";
+const SOON: Duration = Duration::from_secs(20);
+/// Long enough for what comes at once.
+const A_MOMENT: Duration = Duration::from_secs(1);
+/// Offsets are without gaps within a segment only.
+const RETENTION: Retention = Retention { max_bytes: 1 << 30, max_age_s: 3600, segment_bytes: 1 << 26 };
+
+struct Stage {
+    _vhost: TestVhost,
+    settings: Settings,
+    publisher: Publisher,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self::with(RETENTION)
+    }
+
+    fn with(retention: Retention) -> Self {
+        let vhost = TestVhost::new();
+        let settings = broker_settings(vhost.url());
+        let stage = Self { publisher: Publisher::new(&settings, "writing"), settings, _vhost: vhost };
+        stage.declare(retention);
+        stage
+    }
+
+    fn declare(&self, retention: Retention) {
+        let mut session = Session::open(&self.settings, "declaring").unwrap();
+        broker::declare(&mut session, &Topology::log(1, retention)).unwrap();
+    }
+
+    fn publish(&mut self, count: usize, bytes: usize) {
+        let message = |number| Envelope::new("message", "p00", format!("{number:0bytes$}").into_bytes());
+        let messages: Vec<_> = (0..count).map(message).collect();
+        self.publisher.publish_all(&messages, Instant::now() + SOON).unwrap();
+    }
+
+    fn reader(&self, start: StreamOffset) -> Consumer {
+        Consumer::of_stream(&self.settings, "reading", STREAM, 100, start)
+    }
+
+    fn survey(&self) -> Survey {
+        Survey::open(&self.settings, "looking").unwrap()
+    }
+}
+
+/// The offset of the next message, if one comes at once.
+fn next(reader: &mut Consumer) -> Option<i64> {
+    let batch = reader.next_batch(1, Duration::ZERO, A_MOMENT).unwrap();
+    let offset = batch.deliveries.first().map(|delivery| delivery.offset.expect("a stream's deliveries have offsets"));
+    reader.ack(batch);
+    offset
+}
+
+#[test]
+fn reading_begins_where_it_is_asked_to_and_goes_on_past_the_prefetch() {
+    let mut stage = Stage::new();
+    stage.publish(500, 10);
+    assert_eq!(next(&mut stage.reader(StreamOffset::First)), Some(0));
+    let mut reader = stage.reader(StreamOffset::At(37));
+    for offset in 37..500 {
+        assert_eq!(next(&mut reader), Some(offset));
+    }
+    assert_eq!(next(&mut stage.reader(StreamOffset::At(499))), Some(499));
+    // On one connection, to other places and back.
+    reader.read_from(STREAM, StreamOffset::At(5));
+    assert_eq!(next(&mut reader), Some(5));
+    reader.read_from(STREAM, StreamOffset::First);
+    assert_eq!((next(&mut reader), next(&mut reader)), (Some(0), Some(1)));
+}
+
+#[test]
+fn whoever_waits_at_the_end_gets_what_comes_and_beyond_it_nothing() {
+    let mut stage = Stage::new();
+    stage.publish(100, 10);
+    let mut readers = [StreamOffset::Next, StreamOffset::At(100), StreamOffset::At(150)].map(|at| stage.reader(at));
+    readers.iter_mut().for_each(|reader| assert_eq!(next(reader), None));
+    stage.publish(10, 10);
+    assert_eq!(readers.each_mut().map(next), [Some(100), Some(100), None]);
+}
+
+#[test]
+fn a_lost_connection_is_followed_by_one_that_resumes_where_it_is_told_to() {
+    let mut stage = Stage::new();
+    stage.publish(10, 10);
+    let mut reader = stage.reader(StreamOffset::First);
+    let batch = reader.next_batch(10, A_MOMENT, A_MOMENT).unwrap();
+    assert_eq!(batch.deliveries.len(), 10);
+    reader.resume_at(StreamOffset::At(7));
+    test_support::eventually("the broker lists the connections", || {
+        (stage._vhost.close_connections() > 0).then_some(())
+    });
+    let deadline = Instant::now() + SOON;
+    let again = loop {
+        let again = reader.next_batch(10, A_MOMENT, A_MOMENT).unwrap();
+        if !again.deliveries.is_empty() && again.epoch != batch.epoch {
+            break again;
+        }
+        assert!(Instant::now() < deadline, "it reads on");
+    };
+    let offsets: Vec<_> = again.deliveries.iter().filter_map(|delivery| delivery.offset).collect();
+    assert_eq!(offsets, [7, 8, 9]);
+}
+
+#[test]
+fn a_survey_finds_both_ends_also_when_the_oldest_messages_are_gone() {
+    let mut stage = Stage::with(Retention { max_bytes: 1_000_000, segment_bytes: 500_000, ..RETENTION });
+    let mut survey = stage.survey();
+    assert_eq!((survey.first(STREAM).unwrap(), survey.newest(STREAM).unwrap()), (None, None));
+    stage.publish(1500, 10);
+    assert_eq!((survey.first(STREAM).unwrap(), survey.newest(STREAM).unwrap()), (Some(0), Some(1499)));
+    let first = test_support::eventually("retention removes the first segment", || {
+        stage.publish(100, 2000);
+        survey.first(STREAM).unwrap().filter(|first| *first > 0)
+    });
+    // An offset that is gone stands for the first that is left.
+    assert_eq!(next(&mut stage.reader(StreamOffset::At(0))), Some(first));
+    assert!(survey.newest(STREAM).unwrap().unwrap() > first);
+    assert!(matches!(survey.first("message.p07"), Err(Error::MissingQueue { .. })));
+}
+
+#[test]
+fn a_time_stands_for_what_was_stored_since() {
+    let mut stage = Stage::new();
+    stage.publish(10, 10);
+    // The broker counts in whole seconds.
+    thread::sleep(Duration::from_millis(2100));
+    let between = Utc::now() - TimeDelta::seconds(1);
+    stage.publish(10, 10);
+    let mut survey = stage.survey();
+    assert_eq!(survey.since(STREAM, between).unwrap(), Some(10));
+    assert_eq!(survey.since(STREAM, between - TimeDelta::hours(1)).unwrap(), Some(0));
+    assert_eq!(survey.since(STREAM, between + TimeDelta::hours(1)).unwrap(), None);
+}
+
+#[test]
+fn a_stream_keeps_its_retention_and_another_kind_of_queue_is_a_conflict() {
+    let stage = Stage::new();
+    stage.declare(Retention { max_bytes: 2 * RETENTION.max_bytes, ..RETENTION });
+    let mut session = Session::open(&stage.settings, "declaring").unwrap();
+    let queue = Queue { name: STREAM.into(), expiry: Expiry::Never };
+    let quorum = Topology { queues: vec![queue], ..Topology::default() };
+    assert!(matches!(broker::declare(&mut session, &quorum), Err(Error::Conflict { .. })));
+    let queue = Queue { name: "plain".into(), expiry: Expiry::Never };
+    let plain = Topology { queues: vec![queue], ..Topology::default() };
+    broker::declare(&mut session, &plain).unwrap();
+    let queue = Queue { name: "plain".into(), expiry: Expiry::Retain(RETENTION) };
+    let stream = Topology { queues: vec![queue], ..Topology::default() };
+    assert!(matches!(broker::declare(&mut session, &stream), Err(Error::Conflict { .. })));
+}
