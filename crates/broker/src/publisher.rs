@@ -96,8 +96,8 @@ impl Publisher {
         self.publish(envelopes, deadline, true)
     }
 
-    /// The same on one connection: once that's lost, it's for the caller to publish again what isn't confirmed. So
-    /// nothing is sent behind what was to come after it, unless the caller knows.
+    /// The same on one connection alone: when that is lost, the caller decides what to publish again, and as what. For
+    /// messages that say which others were sent before them.
     ///
     /// # Errors
     /// As for [`Publisher::publish_all`].

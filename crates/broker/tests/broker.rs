@@ -598,6 +598,26 @@ fn connections_that_the_broker_closes_lose_nothing() {
 }
 
 #[test]
+fn publishing_once_ends_with_its_connection_and_tells_what_was_not_confirmed() {
+    let node = node();
+    let settings = node.settings();
+    declare(&settings, &queues(&["once"]));
+    let mut publisher = Publisher::new(&settings, "test");
+    publisher.publish_once(&numbered("once", 0..10), within(SOON)).unwrap();
+    node.eval("rabbit_networking:close_all_connections(<<\"test\">>)");
+    let lost = publisher.publish_once(&numbered("once", 10..20), within(SOON)).unwrap_err();
+    let PublishError::Unavailable { unconfirmed, .. } = lost else { panic!("{lost:?}") };
+    assert_eq!(unconfirmed, (0..10).collect::<Vec<_>>());
+    publisher.publish_once(&numbered("once", 10..20), within(SOON)).unwrap();
+    let mut nowhere = numbered("once", 20..21);
+    nowhere[0].exchange = "nowhere".into();
+    let refused = publisher.publish_once(&nowhere, within(SOON)).unwrap_err();
+    assert!(matches!(refused, PublishError::Refused { .. }), "{refused:?}");
+    let mut consumer = Consumer::new(&settings, "test", vec!["once".into()], 100);
+    assert_eq!(take(&mut consumer, 20).iter().map(number).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_delivery_that_is_held_for_longer_than_the_broker_allows_comes_again() {
     let node = node();
     let settings = node.settings();
