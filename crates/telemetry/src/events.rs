@@ -346,6 +346,68 @@ impl Event for OutboxRelayed {
     }
 }
 
+/// Messages of the log were published to their partitions' streams, confirmed and deleted.
+#[derive(Clone, Copy, Debug)]
+pub struct LogRelayed {
+    /// How many.
+    pub messages: u64,
+    /// From loading them to the commit.
+    pub duration: Duration,
+    /// The age of the oldest.
+    pub lag: Duration,
+}
+
+impl Event for LogRelayed {
+    fn emit(self) {
+        log::info!(
+            messages = self.messages, duration_ms = millis(self.duration), lag_ms = millis(self.lag);
+            "relayed messages of the log"
+        );
+        metrics::MESSAGE_LOG_RELAYED.add("", self.messages);
+        metrics::MESSAGE_LOG_BATCH_SIZE.size("", self.messages);
+        metrics::MESSAGE_LOG_LAG_MS.time("", self.lag);
+    }
+}
+
+/// A partition of the message log takes no messages, which wait for it.
+#[derive(Clone, Copy)]
+pub struct PartitionUnavailable<'a> {
+    /// The partition.
+    pub partition: i32,
+    /// Why.
+    pub error: &'a dyn Display,
+    /// When it is tried again.
+    pub retry_in: Duration,
+}
+
+impl Event for PartitionUnavailable<'_> {
+    fn emit(self) {
+        log::warn!(
+            partition = self.partition, error:% = self.error, retry_in_ms = millis(self.retry_in);
+            "a partition of the message log takes no messages"
+        );
+        metrics::MESSAGE_LOG_UNAVAILABLE.add("", 1);
+    }
+}
+
+/// A partition of the message log takes messages again.
+#[derive(Clone, Copy, Debug)]
+pub struct PartitionAvailable {
+    /// The partition.
+    pub partition: i32,
+    /// How long it took none.
+    pub after: Duration,
+}
+
+impl Event for PartitionAvailable {
+    fn emit(self) {
+        log::info!(
+            partition = self.partition, after_ms = millis(self.after);
+            "a partition of the message log takes messages again"
+        );
+    }
+}
+
 /// One step of a follower import was committed.
 #[derive(Clone, Copy)]
 pub struct ImportProgressed<'a> {

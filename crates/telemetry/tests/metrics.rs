@@ -34,6 +34,9 @@ fn emit_every_event() {
         emit(RequestServed { method: "GET", route, status, duration: SECOND, correlation_id: "c-1" });
     }
     emit(OutboxRelayed { messages: 9, duration: SECOND, lag: SECOND });
+    emit(LogRelayed { messages: 7, duration: SECOND, lag: SECOND });
+    emit(PartitionUnavailable { partition: 3, error: &"no route", retry_in: SECOND });
+    emit(PartitionAvailable { partition: 3, after: SECOND });
     let import_id = &7;
     emit(ImportProgressed { import_id, correlation_id, requested: 10, done: 10, created: 8, skipped: 2 });
     let stream = "account_event";
