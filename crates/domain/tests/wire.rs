@@ -3,9 +3,10 @@
 use chrono::DateTime;
 use domain::{
     ImportId, TweetId, UserId,
+    log::{LogMessage, MessageId},
     message::*,
     stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload},
-    topology::Topology,
+    topology::{Retention, Topology},
     values::{Channel, Login, TweetText},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -56,6 +57,18 @@ fn wire_messages_keep_their_shapes() {
     let envelope = event.envelope(ACCOUNT_EVENT, 5);
     assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("account_event", "s005"));
     assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("account_event"), "account_event/17/3"));
+    let message = LogMessage {
+        text: "hello".into(),
+        key: Some("order-17".into()),
+        accepted_at: DateTime::from_timestamp_micros(1_700_000_000_123_456),
+    };
+    golden("message.json", &message);
+    let envelope = message.envelope(&MessageId { log: "a1b2c3d4e5f6", partition: 7, seq: 42 }, 40);
+    assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("message", "p07"));
+    assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("message"), "a1b2c3d4e5f6/07/42"));
+    assert_eq!(envelope.headers, [("x-run".to_owned(), "40".to_owned())].into());
+    assert_eq!(Some(envelope.created_at), message.accepted_at);
+    golden("message.foreign.json", &LogMessage { key: None, accepted_at: None, ..message });
     for channel in Channel::ALL {
         golden(
             &format!("send_notification.chunk.{}.json", channel.as_str()),
@@ -76,11 +89,16 @@ fn a_message_with_a_text_too_long_is_refused_when_decoded() {
 fn the_documented_topology_is_the_declared_one() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/topology.md");
     let delays = [1, 10, 60, 600].map(Duration::from_secs);
+    // As `config/default.toml` has it.
+    let retention = Retention { max_bytes: 10_737_418_240, max_age_s: 604_800, segment_bytes: 67_108_864 };
     let text = format!(
         "# Topology\n\nWritten by a test of the crate `domain` from the data that the services declare \
-         (`UPDATE_GOLDEN=1 cargo test -p domain`).\nEvery queue is a durable quorum queue that refuses what it can't \
-         hold (`reject-publish`) instead of dropping it.\n\n{}",
-        Topology::fleet(&delays).and(Topology::stream(ACCOUNT_EVENT, 16)).to_markdown()
+         (`UPDATE_GOLDEN=1 cargo test -p domain`).\nEvery queue but the streams is a durable quorum queue that refuses what \
+         it can't hold (`reject-publish`) instead of dropping it.\n\n{}",
+        Topology::fleet(&delays)
+            .and(Topology::stream(ACCOUNT_EVENT, 16))
+            .and(Topology::log(4, retention))
+            .to_markdown()
     );
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &text).unwrap();

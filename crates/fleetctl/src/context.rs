@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use domain::topology::Topology;
+use domain::topology::{Retention, Topology};
 use serde::{Deserialize, de::DeserializeOwned};
 use settings::{Problem, Secret};
 use std::{
@@ -45,6 +45,11 @@ struct BrokerSection {
 #[derive(Deserialize)]
 struct WorkerSection {
     worker: worker::Settings,
+}
+
+#[derive(Deserialize)]
+struct MessageLogSection {
+    message_log: Retention,
 }
 
 /// What commands work with.
@@ -133,6 +138,11 @@ impl Context {
     /// The fleet's exchanges, queues and bindings.
     pub(crate) fn topology(&self) -> anyhow::Result<Topology> {
         Ok(Topology::fleet(&self.settings::<WorkerSection>()?.worker.retry_delays()))
+    }
+
+    /// What the streams of the message log are declared with.
+    pub(crate) fn retention(&self) -> anyhow::Result<Retention> {
+        Ok(self.settings::<MessageLogSection>()?.message_log)
     }
 
     /// Where the broker's management API is, if that's known.

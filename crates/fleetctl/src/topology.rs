@@ -1,16 +1,16 @@
 use crate::{Outcome, context::Context, output};
 use anyhow::Context as _;
 use broker::{QueueDepth, Session};
-use domain::topology::{ExchangeKind, Expiry, Topology};
+use domain::topology::{ExchangeKind, Expiry, Retention, Topology};
 use std::{collections::HashMap, io::Write};
-use storage::{Database, resharding};
+use storage::{Database, partitions, resharding};
 
 /// The broker's exchanges, queues and bindings
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     /// Declare what the fleet needs; what is there already stays as it is
     Declare,
-    /// Show what the fleet needs, and how full each queue is
+    /// Show what the fleet needs, and how full each queue is; a stream's messages are counted with some delay
     Show,
 }
 
@@ -23,25 +23,29 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
 
 fn declare(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let mut session = Session::open(&context.broker()?, "fleetctl")?;
-    let topology = context.topology()?.and(streams(context)?);
+    let topology = context.topology()?.and(divided(context)?);
     broker::declare(&mut session, &topology)?;
     let Topology { exchanges, queues, bindings } = topology;
     writeln!(out, "declared {} exchanges, {} queues, {} bindings", exchanges.len(), queues.len(), bindings.len())?;
     Ok(Outcome::Done)
 }
 
-/// The streams' part.
-fn streams(context: &Context) -> anyhow::Result<Topology> {
-    let read = |database: Database| Ok(resharding::topology(&mut *database.connection()?)?);
-    context.database().and_then(read).context("how many queues the streams have is in the database")
+/// The part of what is divided among as many queues as operators want: shards, and partitions of the message log.
+fn divided(context: &Context) -> anyhow::Result<Topology> {
+    let retention = context.retention()?;
+    let read = |database: Database| {
+        let mut conn = database.connection()?;
+        Ok(resharding::topology(&mut conn)?.and(partitions::topology(&mut conn, retention)?))
+    };
+    context.database().and_then(read).context("how many shards and partitions there are is in the database")
 }
 
 fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let streams = streams(context).unwrap_or_else(|error| {
-        eprintln!("fleetctl: the streams' queues are left out: {error:#}");
+    let divided = divided(context).unwrap_or_else(|error| {
+        eprintln!("fleetctl: the queues of shards and partitions are left out: {error:#}");
         Topology::default()
     });
-    let topology = context.topology()?.and(streams);
+    let topology = context.topology()?.and(divided);
     let depths = depths(context, &topology).unwrap_or_else(|error| {
         eprintln!("fleetctl: how full the queues are can't be told: {error:#}");
         None
@@ -63,6 +67,9 @@ fn show(context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
                 Expiry::ReturnAfter(delay) => format!("back to the queue of the key after {delay:?}"),
                 Expiry::Never => "acknowledged".into(),
                 Expiry::LoseAfter(deliveries) => format!("acknowledged, or lost after {deliveries} further deliveries"),
+                Expiry::Retain(Retention { max_bytes, max_age_s, .. }) => {
+                    format!("a stream: after {max_age_s} s, or beyond {max_bytes} bytes")
+                }
             };
             let (messages, consumers) = match depths.as_ref().map(|depths| depths.get(&binding.queue)) {
                 None => ("?".into(), "?".into()),

@@ -238,9 +238,13 @@ fn the_topology_is_declared_as_often_as_one_likes_and_shown_with_depths() {
     };
     let before = run(fleetctl(&["topology", "show"]), 0);
     assert_eq!(row(&before, "update_feed.07")[4], "not declared");
+    assert_eq!(
+        row(&before, "message.p03")[4..],
+        ["not declared", "-", "a stream: after 604800 s, or beyond 10737418240 bytes"]
+    );
     let first = run(fleetctl(&["topology", "declare"]), 0);
     assert_eq!(run(fleetctl(&["topology", "declare"]), 0), first);
-    assert!(first.starts_with("declared 10 exchanges, 35 queues, 35 bindings"), "{first}");
+    assert!(first.starts_with("declared 11 exchanges, 39 queues, 39 bindings"), "{first}");
     assert!(vhost.publish("publish_tweet", "publish_tweet", &json!({}), b"{}"));
     // The management API's answer may come before the queue has the message.
     eventually("the queue shows its message", || {
