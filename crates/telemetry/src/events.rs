@@ -408,6 +408,120 @@ impl Event for PartitionAvailable {
     }
 }
 
+/// A consumer group has recorded messages of the log.
+#[derive(Clone, Copy, Debug)]
+pub struct MessagesRecorded<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// How many.
+    pub messages: u64,
+    /// Messages that had been recorded before, or come once more.
+    pub repeated: u64,
+    /// Messages that will never come: the broker confirmed them and has lost them since.
+    pub missing: u64,
+    /// How long the transaction took.
+    pub duration: Duration,
+    /// The age of the oldest, where it says when it was accepted.
+    pub lag: Option<Duration>,
+}
+
+impl Event for MessagesRecorded<'_> {
+    fn emit(self) {
+        log::debug!(
+            group = self.group, partition = self.partition, messages = self.messages, repeated = self.repeated,
+            duration_ms = millis(self.duration), lag_ms = self.lag.map(millis);
+            "recorded messages"
+        );
+        if self.missing > 0 {
+            log::error!(
+                group = self.group, partition = self.partition, messages = self.missing;
+                "the broker had confirmed messages that it doesn't have any more"
+            );
+        }
+        metrics::GROUP_RECORDED.add(self.group, self.messages);
+        metrics::GROUP_REPEATED.add(self.group, self.repeated);
+        metrics::GROUP_MISSING.add(self.group, self.missing);
+        metrics::GROUP_BATCH_SIZE.size(self.group, self.messages);
+        if let Some(lag) = self.lag {
+            metrics::GROUP_LAG_MS.time(self.group, lag);
+        }
+    }
+}
+
+/// A consumer group has met something in a partition that is no message of the log.
+#[derive(Clone, Copy)]
+pub struct MessageSkipped<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// Its place there.
+    pub offset: i64,
+    /// What is wrong with it.
+    pub reason: &'a dyn Display,
+}
+
+impl Event for MessageSkipped<'_> {
+    fn emit(self) {
+        log::warn!(
+            group = self.group, partition = self.partition, offset = self.offset, reason:% = self.reason;
+            "skipped what is no message"
+        );
+        metrics::GROUP_SKIPPED.add(self.group, 1);
+    }
+}
+
+/// A consumer group can't go on with a partition until an operator says where.
+#[derive(Clone, Copy)]
+pub struct ReadingStopped<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// Why.
+    pub reason: &'a dyn Display,
+}
+
+impl Event for ReadingStopped<'_> {
+    fn emit(self) {
+        log::error!(
+            group = self.group, partition = self.partition, reason:% = self.reason;
+            "stopped reading a partition until the group's offset is reset"
+        );
+        metrics::GROUP_STOPPED.add(self.group, 1);
+    }
+}
+
+/// Which partitions a member of a consumer group reads has changed.
+#[derive(Clone, Copy, Debug)]
+pub struct PartitionsChanged<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// How many it reads now.
+    pub held: u64,
+    /// Taken that were free.
+    pub taken: u64,
+    /// Taken from members that had likely died.
+    pub taken_over: u64,
+    /// Given up, or lost to others.
+    pub given_up: u64,
+    /// Members of the group.
+    pub members: u64,
+}
+
+impl Event for PartitionsChanged<'_> {
+    fn emit(self) {
+        log::info!(
+            group = self.group, held = self.held, taken = self.taken, taken_over = self.taken_over,
+            given_up = self.given_up, members = self.members;
+            "the partitions read by this process have changed"
+        );
+        metrics::GROUP_TAKEN_OVER.add(self.group, self.taken_over);
+    }
+}
+
 /// One step of a follower import was committed.
 #[derive(Clone, Copy)]
 pub struct ImportProgressed<'a> {

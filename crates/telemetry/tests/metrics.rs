@@ -37,6 +37,12 @@ fn emit_every_event() {
     emit(LogRelayed { messages: 7, duration: SECOND, lag: SECOND });
     emit(PartitionUnavailable { partition: 3, error: &"no route", retry_in: SECOND });
     emit(PartitionAvailable { partition: 3, after: SECOND });
+    let (group, partition) = ("recorder", 3);
+    let lag = Some(SECOND);
+    emit(MessagesRecorded { group, partition, messages: 5, repeated: 2, missing: 1, duration: SECOND, lag });
+    emit(MessageSkipped { group, partition, offset: 17, reason: &"no JSON" });
+    emit(ReadingStopped { group, partition, reason: &"its next message is gone" });
+    emit(PartitionsChanged { group, held: 2, taken: 1, taken_over: 1, given_up: 0, members: 2 });
     let import_id = &7;
     emit(ImportProgressed { import_id, correlation_id, requested: 10, done: 10, created: 8, skipped: 2 });
     let stream = "account_event";
