@@ -1,24 +1,27 @@
 #![doc = include_str!("../README.md")]
 
+mod message_log;
 mod refusals;
 mod relay;
 mod topology;
 
-use anyhow::ensure;
-use broker::Session;
-use domain::topology::Topology;
+use anyhow::{Context as _, anyhow, ensure};
+use domain::topology::{Retention, Topology};
 use serde::Deserialize;
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    thread,
+    time::Duration,
 };
 use storage::Database;
 use telemetry::{BrokerLost, DatabaseAvailable, DatabaseUnavailable, emit};
+use topology::Destinations;
 use worker::{HealthSettings, Pulse, Stop, health};
 
+pub use message_log::LogRelay;
 pub use relay::{Relay, Round};
 
 /// How long saying goodbye to the broker may take.
@@ -36,18 +39,48 @@ struct Settings {
     health: HealthSettings,
     telemetry: telemetry::Settings,
     outbox_relay: Relaying,
+    message_log: Retention,
 }
 
 /// The section `[outbox_relay]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Relaying {
-    /// Rows taken at a time.
+    /// Rows taken at a time; of the message log, of each partition.
     batch: i64,
     /// The first wait after finding no row; each further one is twice as long.
     idle_min_ms: u64,
     /// The longest of those waits.
     idle_max_ms: u64,
+}
+
+/// The most that the broker allows.
+const SEGMENT_BYTES_MAX: u64 = 3_000_000_000;
+
+impl Settings {
+    fn check(&self) -> anyhow::Result<()> {
+        let Relaying { batch, idle_min_ms, idle_max_ms } = self.outbox_relay;
+        ensure!(batch > 0, "outbox_relay.batch must be above 0");
+        ensure!(
+            idle_min_ms > 0 && idle_min_ms <= idle_max_ms,
+            "outbox_relay.idle_min_ms must be above 0 and at most outbox_relay.idle_max_ms"
+        );
+        ensure!(
+            (1..=SEGMENT_BYTES_MAX).contains(&self.message_log.segment_bytes),
+            "message_log.segment_bytes must be above 0 and at most {SEGMENT_BYTES_MAX}"
+        );
+        // Two loops, and connecting to the broker asks the database, amid a loop's transaction.
+        ensure!(self.database.pool_size > 2, "database.pool_size must be above 2");
+        Ok(())
+    }
+}
+
+/// What health checks see of a loop.
+struct Signs {
+    /// What it relays.
+    of: &'static str,
+    pulse: Pulse,
+    broker_answers: AtomicBool,
 }
 
 /// Runs the service until it's told to stop.
@@ -57,32 +90,25 @@ struct Relaying {
 pub fn run() -> anyhow::Result<()> {
     let settings: Settings = settings::load(SERVICE)?;
     let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let Relaying { batch, idle_min_ms, idle_max_ms } = settings.outbox_relay;
-    ensure!(batch > 0, "outbox_relay.batch must be above 0");
-    ensure!(
-        idle_min_ms > 0 && idle_min_ms <= idle_max_ms,
-        "outbox_relay.idle_min_ms must be above 0 and at most outbox_relay.idle_max_ms"
-    );
-    // Connecting to the broker asks the database, amid a transaction.
-    ensure!(settings.database.pool_size > 1, "database.pool_size must be above 1");
+    settings.check()?;
+    let Settings { broker, message_log, .. } = &settings;
+    let batch = settings.outbox_relay.batch;
     let database = Database::open(&settings.database, SERVICE)?;
     let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
     // One round takes as long as the broker may take to confirm and the database to answer.
-    let pulse = Arc::new(Pulse::new(Duration::from_millis(settings.worker.time_limit_ms)));
-    let broker_answers = Arc::new(AtomicBool::new(false));
-    let _health = health::serve(&settings.health, {
-        let (pulse, broker_answers, database) = (pulse.clone(), broker_answers.clone(), database.probe());
-        health::Health::new()
-            .live("relay", move || pulse.is_alive().then_some(()).ok_or_else(|| "it hasn't moved for too long".into()))
-            .ready("broker", move || {
-                broker_answers.load(Ordering::Relaxed).then_some(()).ok_or_else(|| "not connected".into())
-            })
-            .ready("database", move || database().map_err(|failure| failure.error().to_string()))
-    })?;
+    let limit = Duration::from_millis(settings.worker.time_limit_ms);
+    let signs = ["the outbox", "the message log"].map(|of| Signs {
+        of,
+        pulse: Pulse::new(limit),
+        broker_answers: AtomicBool::new(false),
+    });
+    let signs = Arc::new(signs);
+    let _health = health::serve(&settings.health, health(&signs, &database))?;
 
     let fleet = Topology::fleet(&settings.worker.retry_delays());
+    let destinations = Destinations { fleet: fleet.clone(), message_log: *message_log, database: database.clone() };
     let mut away = settings.worker.backoff();
-    while let Err(error) = declare(&settings.broker, &fleet, &database) {
+    while let Err(error) = destinations.declare_at(broker) {
         if matches!(error, broker::Error::Url(_)) {
             return Err(error.into());
         }
@@ -91,20 +117,62 @@ pub fn run() -> anyhow::Result<()> {
             let error = anyhow::Error::new(error);
             emit(BrokerLost { purpose: "declare", error: &format_args!("{error:#}"), retry_in: delay });
         }
-        pulse.beat();
+        signs.iter().for_each(|signs| signs.pulse.beat());
         if stop.wait(delay) {
             return Ok(());
         }
     }
-    broker_answers.store(true, Ordering::Relaxed);
+    signs.iter().for_each(|signs| signs.broker_answers.store(true, Ordering::Relaxed));
 
-    let mut relay = Relay::new(database, &settings.broker, fleet, batch);
+    let mut outbox = Relay::new(database.clone(), broker, fleet.clone(), *message_log, batch);
+    let mut log = LogRelay::new(database, broker, fleet, *message_log, batch);
+    let [of_outbox, of_log] = &*signs;
+    thread::scope(|scope| {
+        // On a thread of its own, so that neither waits for the other's confirms.
+        let log = thread::Builder::new().name("message-log".into()).spawn_scoped(scope, || {
+            repeat(&settings, &stop, of_log, || log.round());
+            log.close();
+        });
+        let log = log.context("can't start a thread")?;
+        repeat(&settings, &stop, of_outbox, || outbox.round());
+        outbox.close();
+        log.join().map_err(|_| anyhow!("the relay of the message log died of a bug; its panic is in the log"))
+    })
+}
+
+fn health(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
+    let (moving, connected, database) = (signs.clone(), signs.clone(), database.probe());
+    health::Health::new()
+        .live("relay", move || match moving.iter().find(|signs| !signs.pulse.is_alive()) {
+            Some(Signs { of, .. }) => Err(format!("its loop for {of} hasn't moved for too long")),
+            None => Ok(()),
+        })
+        .ready("broker", move || {
+            let connected = connected.iter().all(|signs| signs.broker_answers.load(Ordering::Relaxed));
+            connected.then_some(()).ok_or_else(|| "not connected".into())
+        })
+        .ready("database", move || database().map_err(|failure| failure.error().to_string()))
+}
+
+/// Stops everything when it's dropped: one loop isn't to go on without the other.
+struct EndAll<'a>(&'a Stop);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        self.0.request();
+    }
+}
+
+/// Relays round by round until it's time to stop: the next at once while there may be more, else after a wait.
+fn repeat(settings: &Settings, stop: &Stop, signs: &Signs, mut round: impl FnMut() -> storage::Result<Round>) {
+    let _end_all = EndAll(stop);
+    let Relaying { idle_min_ms, idle_max_ms, .. } = settings.outbox_relay;
     let mut broker_away = settings.worker.backoff();
     let mut database_away = settings.worker.backoff();
     let mut idle_ms = idle_min_ms;
     while !stop.is_requested() {
-        pulse.beat();
-        let round = relay.round();
+        signs.pulse.beat();
+        let round = round();
         if round.is_ok()
             && let Some(after) = database_away.reset()
         {
@@ -113,7 +181,7 @@ pub fn run() -> anyhow::Result<()> {
         let wait = match round {
             Ok(Round::Relayed) => {
                 broker_away.reset();
-                broker_answers.store(true, Ordering::Relaxed);
+                signs.broker_answers.store(true, Ordering::Relaxed);
                 idle_ms = idle_min_ms;
                 continue;
             }
@@ -124,7 +192,7 @@ pub fn run() -> anyhow::Result<()> {
             }
             // The publisher has said so.
             Ok(Round::BrokerAway) => {
-                broker_answers.store(false, Ordering::Relaxed);
+                signs.broker_answers.store(false, Ordering::Relaxed);
                 broker_away.failed().0
             }
             Err(error) => {
@@ -138,13 +206,4 @@ pub fn run() -> anyhow::Result<()> {
         };
         stop.wait(wait);
     }
-    relay.close();
-    Ok(())
-}
-
-fn declare(settings: &broker::Settings, fleet: &Topology, database: &Database) -> Result<(), broker::Error> {
-    let mut session = Session::open(settings, SERVICE)?;
-    topology::declare(&mut session, fleet, database)?;
-    session.close(Instant::now() + GOODBYE);
-    Ok(())
 }

@@ -1,7 +1,10 @@
-use crate::{GOODBYE, refusals::Refusals, topology};
+use crate::{GOODBYE, refusals::Refusals, topology::Destinations};
 use broker::{PublishError, Publisher, Reason};
 use chrono::Utc;
-use domain::{Envelope, topology::Topology};
+use domain::{
+    Envelope,
+    topology::{Retention, Topology},
+};
 use std::time::{Duration, Instant};
 use storage::{
     Database,
@@ -38,12 +41,16 @@ enum Fate {
 }
 
 impl Relay {
-    /// A relay of `batch` rows at a time. It declares the fleet's topology and the streams' queues whenever it connects,
-    /// since a broker may come back empty.
-    pub fn new(database: Database, broker: &broker::Settings, fleet: Topology, batch: i64) -> Self {
-        let streams = database.clone();
-        let publisher = Publisher::new(broker, crate::SERVICE)
-            .on_connect(move |session| topology::declare(session, &fleet, &streams));
+    /// A relay of `batch` rows at a time. Whenever it connects it declares the fleet's topology, the streams' queues and the
+    /// message log's partitions, since a broker may come back empty.
+    pub fn new(
+        database: Database,
+        broker: &broker::Settings,
+        fleet: Topology,
+        message_log: Retention,
+        batch: i64,
+    ) -> Self {
+        let publisher = Destinations { fleet, message_log, database: database.clone() }.publisher(broker);
         let confirm_timeout = Duration::from_millis(broker.confirm_timeout_ms);
         Self { database, publisher, confirm_timeout, batch, refusals: Refusals::default() }
     }

@@ -17,11 +17,11 @@ use storage::{
     Database, dead_letters, outbox,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually, log_retention};
 use worker::Received;
 
 fn relay(database: &TestDatabase, url: &str, batch: i64) -> Relay {
-    Relay::new(database.database().clone(), &broker_settings(url), Topology::fleet(&[]), batch)
+    Relay::new(database.database().clone(), &broker_settings(url), Topology::fleet(&[]), log_retention(), batch)
 }
 
 fn message(id: &str) -> Envelope {
@@ -131,7 +131,7 @@ fn while_the_broker_is_away_the_rows_stay_for_whoever_reaches_it() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
     let mut settings = broker_settings(&format!("amqp://guest:guest@127.0.0.1:{port}"));
     settings.confirm_timeout_ms = 500;
-    let mut cut_off = Relay::new(database.database().clone(), &settings, Topology::fleet(&[]), 100);
+    let mut cut_off = Relay::new(database.database().clone(), &settings, Topology::fleet(&[]), log_retention(), 100);
     assert_eq!(cut_off.round().unwrap(), Round::BrokerAway);
     assert_eq!(waiting(&database), 2);
     relay_all(&mut relay(&database, vhost.url(), 100));

@@ -7,7 +7,7 @@ mod postgres;
 mod servers;
 mod vhost;
 
-pub use broker::broker_settings;
+pub use broker::{broker_settings, log_retention};
 pub use database::TestDatabase;
 pub use postgres::PrivatePostgres;
 pub use private_servers::{Frozen, PrivateRabbitmq, eventually, eventually_within};

@@ -20,7 +20,7 @@ use storage::{
     Database, leases,
     parked::{self, Parked},
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
 use worker::Stop;
 
 /// How long it may take until everything has come to rest, on a busy machine.
@@ -234,7 +234,8 @@ impl Stage {
 /// Relays what is accepted, until it's told to stop.
 fn relay(database: &TestDatabase, broker: &broker::Settings) -> (Stop, JoinHandle<()>) {
     let database = Database::open(&database.settings(), "test").expect("a usable URL");
-    let mut relay = Relay::new(database, broker, Topology::fleet(&[50, 100].map(Duration::from_millis)), 200);
+    let mut relay =
+        Relay::new(database, broker, Topology::fleet(&[50, 100].map(Duration::from_millis)), log_retention(), 200);
     let stop = Stop::new();
     let requested = stop.clone();
     let run = move || {

@@ -24,7 +24,7 @@ use storage::{
     admin, leases, resharding,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually, log_retention};
 
 struct Stage {
     database: TestDatabase,
@@ -68,6 +68,7 @@ impl Stage {
             self.database.database().clone(),
             &broker_settings(self.vhost.url()),
             Topology::fleet(&[]),
+            log_retention(),
             1000,
         );
         while relay.round().unwrap() != Round::Idle {}

@@ -24,7 +24,7 @@ use storage::{
     stream_audit,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
 use worker::{Consuming, HealthSettings, Stop};
 
 /// How long it may take until everything has come to rest, on a busy machine.
@@ -95,7 +95,7 @@ impl Stage {
 
     /// A relay that runs from now on.
     pub(crate) fn relay(&self) -> Running {
-        let mut relay = Relay::new(self.own_database(), &self.broker, self.fleet(), 200);
+        let mut relay = Relay::new(self.own_database(), &self.broker, self.fleet(), log_retention(), 200);
         Running::spawn(move |stop| {
             while !stop.is_requested() {
                 match relay.round() {
@@ -111,7 +111,7 @@ impl Stage {
 
     /// Relays everything that there is by now.
     pub(crate) fn relay_all(&self) {
-        let mut relay = Relay::new(self.own_database(), &self.broker, self.fleet(), 200);
+        let mut relay = Relay::new(self.own_database(), &self.broker, self.fleet(), log_retention(), 200);
         while relay.round().expect("the database answers") != Round::Idle {}
     }
 

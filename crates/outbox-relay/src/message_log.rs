@@ -1,0 +1,276 @@
+use crate::{GOODBYE, Round, topology::Destinations};
+use broker::{PublishError, Publisher, Reason};
+use chrono::Utc;
+use domain::{
+    Envelope,
+    log::MessageId,
+    topology::{Retention, Topology},
+};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    time::{Duration, Instant},
+};
+use storage::{
+    Database,
+    message_outbox::{self, Message, Published, Taken},
+    partitions,
+};
+use telemetry::{BrokerLost, LogRelayed, PartitionAvailable, PartitionUnavailable, emit};
+use worker::Backoff;
+
+/// Bytes of text that are taken at a time, shared out among the partitions. Bounds memory, in which each is up to three times:
+/// as a row, as a message, and on its way to the socket.
+const BYTES: i64 = 4 << 20;
+
+/// How long a partition that takes no messages is left alone.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Moves accepted messages of the log to their partitions' streams.
+pub struct LogRelay {
+    database: Database,
+    broker: broker::Settings,
+    destinations: Destinations,
+    publisher: Publisher,
+    batch: i64,
+    /// What the messages' ids begin with, once it's known.
+    token: Option<String>,
+    /// The partitions that take no messages for now.
+    unavailable: HashMap<i32, Unavailable>,
+}
+
+struct Unavailable {
+    backoff: Backoff,
+    /// When to try again.
+    next: Instant,
+}
+
+/// What was taken of a partition.
+struct Slice {
+    partition: i32,
+    /// The rows.
+    ids: Vec<i64>,
+    /// How many of the first of them somebody has removed by hand.
+    passed: usize,
+    /// Where the messages of those behind are among all that is published, up to the next one that was removed.
+    envelopes: Range<usize>,
+}
+
+/// What became of a slice.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    partition: i32,
+    /// How many of its rows are done with.
+    done: usize,
+    /// Which messages are published.
+    published: Range<usize>,
+    /// Why the next one isn't, if the broker refused it.
+    refused: Option<Reason>,
+}
+
+impl LogRelay {
+    /// A relay of up to `batch` messages of each partition at a time. Whenever it connects, or a partition takes no messages, it
+    /// declares what [`Relay`](crate::Relay) does.
+    pub fn new(
+        database: Database,
+        broker: &broker::Settings,
+        fleet: Topology,
+        message_log: Retention,
+        batch: i64,
+    ) -> Self {
+        let destinations = Destinations { fleet, message_log, database: database.clone() };
+        let publisher = destinations.publisher(broker);
+        let (broker, unavailable) = (broker.clone(), HashMap::new());
+        Self { database, broker, destinations, publisher, batch, token: None, unavailable }
+    }
+
+    /// Publishes what the transaction before has taken of each partition that no other relay has in hand, deletes what is
+    /// confirmed, and takes the next, in one transaction. A relay that dies or freezes gives its partitions back, and others
+    /// publish the same messages with the same sequences.
+    ///
+    /// # Errors
+    /// The database's. Then what was taken is still to be published.
+    pub fn round(&mut self) -> storage::Result<Round> {
+        let began = Instant::now();
+        let Self { database, publisher, batch, token, unavailable, .. } = self;
+        let confirm_timeout = Duration::from_millis(self.broker.confirm_timeout_ms);
+        let (outcomes, oldest, broker_away) = database.transaction(|conn| {
+            let mut taken = message_outbox::taken(conn)?;
+            taken.retain(|taken| unavailable.get(&taken.partition).is_none_or(|partition| partition.next <= began));
+            if taken.is_empty() {
+                return Ok((Vec::new(), None, false));
+            }
+            let log = match token {
+                Some(token) => token,
+                None => token.insert(partitions::token(conn)?),
+            };
+            let mut envelopes = Vec::new();
+            let slices: Vec<_> = taken.into_iter().map(|taken| Slice::new(taken, log, &mut envelopes)).collect();
+            // Once: what is published again after a lost connection is another run, and says so.
+            let published = publisher.publish_once(&envelopes, Instant::now() + confirm_timeout);
+            let broker_away = matches!(published, Err(PublishError::Unavailable { .. }));
+            let failed = failures(published);
+            let outcomes: Vec<_> = slices.iter().map(|slice| slice.outcome(&failed)).collect();
+
+            let done = slices.iter().zip(&outcomes).map(|(slice, outcome)| {
+                let (confirmed, left) = slice.ids.split_at(outcome.done);
+                Published { partition: slice.partition, confirmed, left }
+            });
+            let bytes = BYTES / i64::try_from(slices.len()).unwrap_or(BYTES);
+            message_outbox::advance(conn, &done.collect::<Vec<_>>(), *batch, bytes)?;
+
+            let published = outcomes.iter().flat_map(|outcome| &envelopes[outcome.published.clone()]);
+            let oldest = published.map(|envelope| envelope.created_at).min();
+            Ok((outcomes, oldest, broker_away))
+        })?;
+
+        if let Some(oldest) = oldest {
+            let messages = outcomes.iter().map(|outcome| outcome.published.len() as u64).sum();
+            let lag = (Utc::now() - oldest).to_std().unwrap_or_default();
+            emit(LogRelayed { messages, duration: began.elapsed(), lag });
+        }
+        // A partition that refuses nothing has moved: messages are published, or the next are taken.
+        let idle = outcomes.iter().all(|outcome| outcome.done == 0 && outcome.refused.is_some());
+        self.note(outcomes);
+        Ok(match (broker_away, idle) {
+            (true, _) => Round::BrokerAway,
+            (false, true) => Round::Idle,
+            (false, false) => Round::Relayed,
+        })
+    }
+
+    /// Notes which partitions take messages. Where one doesn't, declares everything once more: its stream or binding may have
+    /// been deleted.
+    fn note(&mut self, outcomes: Vec<Outcome>) {
+        let mut refusal = None;
+        for Outcome { partition, published, refused, .. } in outcomes {
+            if let Some(reason) = refused {
+                let new = || Unavailable { backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT), next: Instant::now() };
+                let unavailable = self.unavailable.entry(partition).or_insert_with(new);
+                let (retry_in, say) = unavailable.backoff.failed();
+                unavailable.next = Instant::now() + retry_in;
+                if say {
+                    emit(PartitionUnavailable { partition, error: &reason, retry_in });
+                }
+                refusal = Some((retry_in, say));
+            } else if !published.is_empty()
+                && let Some(mut unavailable) = self.unavailable.remove(&partition)
+            {
+                emit(PartitionAvailable { partition, after: unavailable.backoff.reset().unwrap_or_default() });
+            }
+        }
+        let Some((retry_in, say)) = refusal else { return };
+        if let Err(error) = self.destinations.declare_at(&self.broker)
+            && say
+        {
+            let error = anyhow::Error::new(error);
+            emit(BrokerLost { purpose: "declare", error: &format_args!("{error:#}"), retry_in });
+        }
+    }
+
+    /// Says goodbye to the broker.
+    pub fn close(self) {
+        self.publisher.close(Instant::now() + GOODBYE);
+    }
+}
+
+impl Slice {
+    /// Appends what is to be published of a partition to `envelopes`.
+    fn new(taken: Taken, log: &str, envelopes: &mut Vec<Envelope>) -> Self {
+        let Taken { partition, first_seq, messages } = taken;
+        let ids = messages.iter().map(|(id, _)| *id).collect();
+        let passed = messages.iter().take_while(|(_, message)| message.is_none()).count();
+        let (begin, mut run) = (envelopes.len(), None);
+        let there = (first_seq..).zip(messages).skip(passed).map_while(|(seq, (_, message))| {
+            let Message { body, correlation_id } = message?;
+            let envelope = body.envelope(&MessageId { log, partition, seq }, *run.get_or_insert(seq));
+            Some(Envelope { correlation_id, ..envelope })
+        });
+        envelopes.extend(there);
+        Self { partition, ids, passed, envelopes: begin..envelopes.len() }
+    }
+
+    /// What became of it, if those of the published messages failed: ascending, each with why, where the broker has refused it.
+    /// What is behind a message that failed is published again after it, so it counts as failed too.
+    fn outcome(&self, failed: &[(usize, Option<Reason>)]) -> Outcome {
+        let Range { start, end } = self.envelopes;
+        let first = failed.iter().find(|(index, _)| self.envelopes.contains(index));
+        let published = start..first.map_or(end, |(index, _)| *index);
+        Outcome {
+            partition: self.partition,
+            done: self.passed + published.len(),
+            published,
+            refused: first.and_then(|(_, reason)| reason.clone()),
+        }
+    }
+}
+
+fn failures(published: Result<(), PublishError>) -> Vec<(usize, Option<Reason>)> {
+    match published {
+        Ok(()) => Vec::new(),
+        Err(PublishError::Refused { refused }) => refused.into_iter().map(|(index, why)| (index, Some(why))).collect(),
+        Err(PublishError::Unavailable { unconfirmed, .. }) => {
+            unconfirmed.into_iter().map(|index| (index, None)).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::{envelope::header, log::LogMessage};
+
+    /// Rows 100, 101, … of partition 7, the first of which has sequence 31; `false` stands for one that was removed.
+    fn slice(rows: &[bool], before: usize) -> (Slice, Vec<(String, String)>) {
+        let message = |there: &bool| {
+            there.then(|| Message {
+                body: LogMessage { text: "text".into(), key: None, accepted_at: None },
+                correlation_id: Some("request".into()),
+            })
+        };
+        let messages = (100..).zip(rows.iter().map(message)).collect();
+        let mut envelopes = vec![Envelope::new("", "", Vec::new()); before];
+        let slice = Slice::new(Taken { partition: 7, first_seq: 31, messages }, "log", &mut envelopes);
+        assert_eq!(slice.envelopes.end, envelopes.len());
+        let of_slice = envelopes.drain(slice.envelopes.clone());
+        let told = of_slice.map(|envelope| {
+            assert_eq!(envelope.correlation_id.as_deref(), Some("request"));
+            (envelope.message_id, envelope.headers[header::RUN].clone())
+        });
+        (slice, told.collect())
+    }
+
+    fn ids(seqs: &[i64], run: i64) -> Vec<(String, String)> {
+        seqs.iter().map(|seq| (format!("log/07/{seq}"), run.to_string())).collect()
+    }
+
+    #[test]
+    fn messages_say_their_sequence_and_where_their_run_began() {
+        assert_eq!(slice(&[true, true, true], 5).1, ids(&[31, 32, 33], 31));
+        assert_eq!(slice(&[], 5).1, []);
+    }
+
+    #[test]
+    fn rows_that_were_removed_by_hand_stand_before_a_run_never_in_it() {
+        let (slice_of, told) = slice(&[false, false, true, true, false, true], 0);
+        assert_eq!(told, ids(&[33, 34], 33));
+        assert_eq!(slice_of.outcome(&[]).done, 4);
+        let (slice_of, told) = slice(&[false, false], 0);
+        assert_eq!((told, slice_of.outcome(&[]).done), (vec![], 2));
+    }
+
+    #[test]
+    fn what_is_behind_a_failure_counts_as_failed() {
+        let (slice, _) = slice(&[false, true, true, true], 10);
+        let outcome = |failed: &[(usize, Option<Reason>)]| {
+            let Outcome { done, published, refused, .. } = slice.outcome(failed);
+            (done, published, refused)
+        };
+        let nacked = || Some(Reason::Nacked);
+        assert_eq!(outcome(&[]), (4, 10..13, None));
+        assert_eq!(outcome(&[(9, nacked()), (13, nacked())]), (4, 10..13, None), "others' failures");
+        assert_eq!(outcome(&[(9, None), (11, nacked()), (12, None)]), (2, 10..11, nacked()));
+        assert_eq!(outcome(&[(10, None), (12, nacked())]), (1, 10..10, None));
+    }
+}
