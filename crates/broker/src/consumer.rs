@@ -101,7 +101,8 @@ impl Consumer {
         Self { connector: Connector::new(settings, name, "consume"), from, live: None, epoch: 0 }
     }
 
-    /// A reader of a stream, which keeps its messages: acknowledging one only makes room for another to be sent ahead.
+    /// A reader of a stream, which keeps its messages. Nothing of it is to be acknowledged: what is handed out makes room
+    /// for as much to be sent ahead.
     #[must_use]
     pub fn of_stream(settings: &Settings, name: &str, stream: &str, prefetch: u16, start: StreamOffset) -> Self {
         let mut consumer = Self::new(settings, name, vec![stream.into()], prefetch);
@@ -235,6 +236,8 @@ impl Consumer {
 struct Live {
     channel: Channel,
     sources: Vec<Source>,
+    /// Whether what is read stays where it is.
+    of_stream: bool,
     unsettled: Unsettled<amiquip::Delivery>,
     epoch: u64,
     /// The tag of the delivery that was handed out last.
@@ -253,7 +256,12 @@ struct Source {
 impl Live {
     fn open(connector: &mut Connector, from: &From, epoch: u64) -> Result<Self, Error> {
         let (session, (channel, sources)) = connector.connect(|session| Self::consume(session, from))?;
-        Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
+        Ok(Self::new(session, channel, sources, from, epoch))
+    }
+
+    fn new(session: Session, channel: Channel, sources: Vec<Source>, from: &From, epoch: u64) -> Self {
+        let of_stream = from.start.is_some();
+        Self { channel, sources, of_stream, unsettled: Unsettled::default(), epoch, last_tag: 0, session }
     }
 
     fn consume(session: &mut Session, from: &From) -> Result<(Channel, Vec<Source>), Error> {
@@ -270,9 +278,7 @@ impl Live {
         channel.close(Instant::now() + Duration::from_millis(connector.settings.confirm_timeout_ms));
         sources.into_iter().for_each(Source::drain);
         match connector.prepare(&mut session).and_then(|()| Self::consume(&mut session, from)) {
-            Ok((channel, sources)) => {
-                Ok(Self { channel, sources, unsettled: Unsettled::default(), epoch, last_tag: 0, session })
-            }
+            Ok((channel, sources)) => Ok(Self::new(session, channel, sources, from, epoch)),
             Err(error) => Err(session.post_mortem(error)),
         }
     }
@@ -318,6 +324,9 @@ impl Live {
 
     /// Takes what has come, in the order of the tags.
     fn pull(&mut self, deliveries: &mut Vec<Delivery>, max: usize) -> Result<(), Error> {
+        if self.of_stream {
+            return self.pull_stream(deliveries, max);
+        }
         while deliveries.len() < max {
             // Nothing is ahead of the next tag, so the other queues needn't be asked.
             let next_tag = self.last_tag + 1;
@@ -339,6 +348,21 @@ impl Live {
             self.last_tag = tag;
         }
         Ok(())
+    }
+
+    /// The same from a stream: the last one's acknowledgement is for all.
+    fn pull_stream(&mut self, deliveries: &mut Vec<Delivery>, max: usize) -> Result<(), Error> {
+        let mut last = None;
+        for source in &mut self.sources {
+            while deliveries.len() < max {
+                source.refill(&self.channel)?;
+                let Some(mut delivery) = source.head.take() else { break };
+                deliveries.push(Delivery::take(&mut delivery, &source.queue, self.epoch));
+                last = Some(delivery);
+            }
+        }
+        let Some(last) = last else { return Ok(()) };
+        self.channel.call("acknowledging", |raw| last.ack_multiple(raw))
     }
 
     /// The lowest tag among the queues' next deliveries, and its queue's index.

@@ -33,6 +33,11 @@ impl Survey {
         })
     }
 
+    /// The connection, for whatever is to be done there first.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
     /// The offset of the first message that is left; `None` if the stream is empty.
     ///
     /// # Errors
@@ -85,7 +90,6 @@ impl Survey {
         if offset.is_none() && !self.consumer.connected() {
             return Err(Error::lost("reading a stream", "the connection was lost"));
         }
-        self.consumer.ack(batch);
         Ok(offset)
     }
 }

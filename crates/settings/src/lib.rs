@@ -13,7 +13,7 @@ use config::{Config, ConfigError, ValueKind};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-pub use cli::main;
+pub use cli::{end, main};
 pub use secret::Secret;
 
 const DEFAULTS: &str = include_str!("../../../config/default.toml");

@@ -1,0 +1,319 @@
+//! Reading one partition for a group.
+
+use crate::{
+    Reading, SERVICE, Trimmed,
+    intake::{self, Intake, Taken},
+    place::{self, Trouble},
+};
+use broker::{Batch, Consumer, Link, Survey};
+use chrono::Utc;
+use domain::{
+    log::{Group, partition_stream},
+    topology::Retention,
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use storage::{
+    Database,
+    consumer_offsets::{self, Passed, Position},
+    messages::{self, NewMessage, NewSkipped},
+};
+use telemetry::{DatabaseAvailable, DatabaseUnavailable, MessageSkipped, MessagesRecorded, ReadingStopped, emit};
+use worker::{Backoff, Stop};
+
+/// How often a reader looks whether it's to stop, while nothing comes.
+const IDLE: Duration = Duration::from_millis(100);
+/// How long the last message that was read may take to come again before its stream is looked at.
+const ANCHOR_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a reader that can't go on looks whether the group's offset was reset.
+const RESET_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks whether the stream is as it was.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How long saying goodbye to the broker may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What the readers of a process have in common.
+pub(crate) struct Shared {
+    pub(crate) group: Group,
+    pub(crate) holder: String,
+    /// What the ids of this log's messages begin with.
+    pub(crate) log: String,
+    pub(crate) reading: Reading,
+    pub(crate) retention: Retention,
+    pub(crate) worker: worker::Settings,
+    pub(crate) broker: broker::Settings,
+    pub(crate) database: Database,
+    /// Until when the leases are certain.
+    pub(crate) until: Mutex<Instant>,
+}
+
+impl Shared {
+    fn is_certain(&self) -> bool {
+        Instant::now() < *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a reader is doing, for others to see.
+#[derive(Default)]
+pub(crate) struct State {
+    trouble: Mutex<Option<Trouble>>,
+}
+
+impl State {
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One partition's reader.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    partition: i32,
+    stream: String,
+    stop: Stop,
+    state: Arc<State>,
+    consumer: Consumer,
+    away: Backoff,
+}
+
+/// How reading begins on a connection.
+#[derive(Default)]
+struct Arrival {
+    /// The connection, as far as it's known; another one begins anew.
+    epoch: Option<u64>,
+    /// Since when the last message that was read is awaited.
+    anchor_since: Option<Instant>,
+}
+
+/// Why a passage ends.
+enum End {
+    /// The group is elsewhere now: begin anew.
+    Moved,
+    Trouble(Trouble),
+    Storage(storage::Error),
+    Broker(broker::Error),
+}
+
+impl From<storage::Error> for End {
+    fn from(error: storage::Error) -> Self {
+        Self::Storage(error)
+    }
+}
+
+impl From<broker::Error> for End {
+    fn from(error: broker::Error) -> Self {
+        Self::Broker(error)
+    }
+}
+
+impl Reader {
+    pub(crate) fn new(shared: Arc<Shared>, partition: i32, stop: Stop, state: Arc<State>) -> Self {
+        let stream = partition_stream(partition);
+        let (database, retention) = (shared.database.clone(), shared.retention);
+        let start = place::start(&Position::default());
+        let consumer = Consumer::of_stream(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
+            .on_connect(move |session| crate::members::declare(session, &database, retention));
+        let away = shared.worker.backoff();
+        Self { shared, partition, stream, stop, state, consumer, away }
+    }
+
+    /// The state of its connection.
+    pub(crate) fn link(&self) -> Link {
+        self.consumer.link()
+    }
+
+    /// Reads until asked to stop.
+    pub(crate) fn run(mut self) {
+        let mut position = Position::default();
+        while let Err(end) = self.passage(&mut position) {
+            match end {
+                End::Moved => log::info!(
+                    group = self.shared.group.as_str(), partition = self.partition;
+                    "the group was moved elsewhere meanwhile"
+                ),
+                End::Trouble(trouble) => self.stay(&position, trouble),
+                End::Storage(error) => self.wait(&error.into()),
+                End::Broker(error) => self.wait(&error.into()),
+            }
+        }
+        self.consumer.close(Instant::now() + GOODBYE);
+    }
+
+    fn wait(&mut self, error: &anyhow::Error) {
+        let (delay, say) = self.away.failed();
+        if say && matches!(error.downcast_ref(), Some(storage::Error::Unavailable(_))) {
+            emit(DatabaseUnavailable { error: &format_args!("{error:#}"), retry_in: Some(delay) });
+        } else if say {
+            log::warn!(partition = self.partition; "can't read on for now: {error:#}");
+        }
+        self.stop.wait(delay);
+    }
+
+    fn note(&self, trouble: Option<Trouble>) {
+        *self.state.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Goes on where the settings say so, or waits until the group's offset is reset. Looks now and then whether the stream is
+    /// as it was.
+    fn stay(&mut self, position: &Position, trouble: Trouble) {
+        let group = self.shared.group.as_str();
+        if let (Trouble::Trimmed { first, .. }, Trimmed::First) = (trouble, self.shared.reading.trimmed) {
+            log::warn!(group, partition = self.partition; "{trouble}: going on there");
+            let to = Position { next_offset: first, ..Position::default() };
+            let moved = self.shared.database.transaction_within(self.shared.reading.ttl(), |conn| {
+                let from = position.next_offset;
+                consumer_offsets::advance(conn, &self.shared.group, self.partition, from, &to, Passed::default())
+            });
+            if let Err(error) = moved {
+                self.wait(&error.into());
+            }
+            return;
+        }
+        if self.state.trouble() != Some(trouble) {
+            emit(ReadingStopped { group, partition: self.partition, reason: &trouble });
+            self.note(Some(trouble));
+        }
+        let until = Instant::now() + LOOK_AGAIN;
+        while !self.stop.wait(RESET_INTERVAL) && Instant::now() < until {
+            match self.position() {
+                Ok(now) if now == *position => {}
+                Ok(_) => break,
+                Err(error) => self.wait(&error.into()),
+            }
+        }
+    }
+
+    /// Reads on from where the group is, until asked to stop.
+    fn passage(&mut self, position: &mut Position) -> Result<(), End> {
+        *position = self.position()?;
+        if !place::is_anchored(position) {
+            self.look(position)?;
+            self.note(None);
+        }
+        self.consumer.read_from(&self.stream, place::start(position));
+        let mut arrival = Arrival::default();
+        while !self.stop.is_requested() {
+            self.step(position, &mut arrival)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the stream's ends.
+    fn look(&self, position: &Position) -> Result<(), End> {
+        let mut survey = Survey::open(&self.shared.broker, SERVICE)?;
+        let trouble = place::look(&mut survey, &self.stream, position)?;
+        trouble.map_or(Ok(()), |trouble| Err(End::Trouble(trouble)))
+    }
+
+    /// Where the group is. A partition that is new to it begins at its beginning.
+    fn position(&mut self) -> storage::Result<Position> {
+        let (group, partition) = (&self.shared.group, self.partition);
+        let mut conn = self.shared.database.connection()?;
+        let position = match consumer_offsets::position(&mut conn, group, partition)? {
+            Some(position) => position,
+            None => {
+                consumer_offsets::create(&mut conn, group, &[(partition, 0)])?;
+                consumer_offsets::position(&mut conn, group, partition)?.unwrap_or_default()
+            }
+        };
+        Ok(position)
+    }
+
+    /// Takes a batch and records it.
+    fn step(&mut self, position: &mut Position, arrival: &mut Arrival) -> Result<(), End> {
+        let reading = &self.shared.reading;
+        let Batch { deliveries, epoch } = self.consumer.next_batch(reading.batch, reading.linger(), IDLE)?;
+        if !self.consumer.connected() {
+            return Ok(());
+        }
+        if arrival.epoch != Some(epoch) {
+            *arrival = Arrival { epoch: Some(epoch), anchor_since: place::is_anchored(position).then(Instant::now) };
+        }
+        if let Some(since) = arrival.anchor_since {
+            if let Some(first) = deliveries.first() {
+                place::check(&self.shared.log, self.partition, position, first).map_err(End::Trouble)?;
+                arrival.anchor_since = None;
+                self.note(None);
+            } else if since.elapsed() > ANCHOR_PATIENCE {
+                self.look(position)?;
+                arrival.anchor_since = Some(Instant::now());
+            }
+        }
+        if !deliveries.is_empty() {
+            let intake = intake::sort(&self.shared.log, self.partition, position, deliveries);
+            if intake.position.next_offset > position.next_offset {
+                *position = self.record(position, intake)?;
+                self.consumer.resume_at(place::start(position));
+            }
+        }
+        Ok(())
+    }
+
+    /// Records what came, and moves the group on with it; answers where it is then.
+    fn record(&mut self, from: &Position, mut intake: Intake) -> Result<Position, End> {
+        // Somebody else may be at it already. It would only get in that one's way: the offset keeps it from doing harm.
+        while !self.shared.is_certain() && !self.stop.wait(IDLE) {}
+        let began = Instant::now();
+        let Shared { group, holder, reading, database, .. } = &*self.shared;
+        let partition = self.partition;
+        let moved = database.transaction_within(reading.ttl(), |conn| {
+            let recorded = messages::recorded_ids(conn, group, partition, &intake.foreign_ids())?;
+            intake.pass_over(recorded);
+            let Intake { taken, skipped, passed, position } = &intake;
+            if !consumer_offsets::advance(conn, group, partition, from.next_offset, position, *passed)? {
+                return Ok(false);
+            }
+            let taken = taken.iter().map(|taken| new_message(group, partition, holder, taken));
+            messages::record(conn, &taken.collect::<Vec<_>>())?;
+            let skipped = skipped.iter().map(|skipped| NewSkipped {
+                group: group.as_str(),
+                partition,
+                offset: skipped.offset,
+                message_id: skipped.message_id.as_deref(),
+                reason: &skipped.reason,
+                body: &skipped.body,
+            });
+            messages::skip(conn, &skipped.collect::<Vec<_>>())?;
+            Ok(true)
+        })?;
+        if !moved {
+            return Err(End::Moved);
+        }
+        if let Some(after) = self.away.reset() {
+            emit(DatabaseAvailable { after });
+        }
+        let Intake { taken, skipped, passed, position } = intake;
+        for skipped in &skipped {
+            let (offset, reason) = (skipped.offset, &skipped.reason);
+            emit(MessageSkipped { group: self.shared.group.as_str(), partition, offset, reason });
+        }
+        let oldest = taken.iter().filter_map(|taken| taken.message.accepted_at).min();
+        let unsigned = |count: i64| count.unsigned_abs();
+        emit(MessagesRecorded {
+            group: self.shared.group.as_str(),
+            partition,
+            messages: taken.len() as u64,
+            repeated: unsigned(passed.repeated),
+            missing: unsigned(passed.missing),
+            duration: began.elapsed(),
+            lag: oldest.and_then(|oldest| (Utc::now() - oldest).to_std().ok()),
+        });
+        Ok(position)
+    }
+}
+
+fn new_message<'a>(group: &'a Group, partition: i32, holder: &'a str, taken: &'a Taken) -> NewMessage<'a> {
+    NewMessage {
+        group: group.as_str(),
+        partition,
+        offset: taken.offset,
+        seq: taken.seq,
+        message_id: taken.message_id.as_deref(),
+        key: taken.message.key.as_deref(),
+        text: &taken.message.text,
+        accepted_at: taken.message.accepted_at,
+        recorded_by: holder,
+    }
+}
