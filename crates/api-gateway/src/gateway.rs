@@ -100,7 +100,7 @@ impl Gateway {
         Instant::now() + self.http.request_timeout()
     }
 
-    /// When a request that writes rows for each follower must have been answered.
+    /// When a request that writes many rows must have been answered.
     pub(crate) fn later(&self) -> Instant {
         Instant::now() + self.http.long_request_timeout()
     }

@@ -10,6 +10,7 @@ mod fields;
 mod gateway;
 mod health;
 mod imports;
+mod messages;
 mod results;
 mod routes;
 mod settings;

@@ -1,6 +1,8 @@
 //! Which path and method leads where.
 
-use crate::{access, avatars, error::Error, events, feeds, health, imports, results, subscriptions, tweets, users};
+use crate::{
+    access, avatars, error::Error, events, feeds, health, imports, messages, results, subscriptions, tweets, users,
+};
 use actix_web::{
     FromRequest, Handler, HttpResponse, Resource, Responder, guard,
     http::Method,
@@ -18,6 +20,7 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
         path("/api/v1/tweet/{id}").on(Method::DELETE, tweets::delete),
         path("/api/v1/event").on(Method::POST, events::post),
         path("/api/v1/event/{accountId}").get(events::get),
+        path("/api/v1/message").get(messages::get).on(Method::POST, messages::post),
         path("/api/v1/create-subscription/{author}/{follower}").on(Method::POST, subscriptions::create),
         path("/api/v1/subscription/{author}/{follower}").on(Method::DELETE, subscriptions::delete),
         path("/api/v2/user").on(Method::POST, users::create),

@@ -25,10 +25,12 @@ pub struct HttpSettings {
     pub workers: usize,
     /// Threads that wait for the database, each with a connection of its own, or hash a password.
     pub blocking_threads: usize,
-    /// The longest request body, avatars and events apart.
+    /// The longest request body, those of avatars, events and messages apart.
     pub body_limit_bytes: usize,
     /// The longest request body that brings events.
     pub event_body_limit_bytes: usize,
+    /// The longest request body that brings messages of the log.
+    pub message_body_limit_bytes: usize,
     /// The largest avatar.
     pub avatar_limit_bytes: usize,
     /// The most followers that an import in the request may ask for.
@@ -39,7 +41,7 @@ pub struct HttpSettings {
     pub import_step: u32,
     /// How long receiving a request's body may take, and as long again its answer.
     pub request_timeout_ms: u64,
-    /// The same for an answer that writes rows for each follower: posts and imports without `async`.
+    /// The same for an answer that writes many rows: posts and imports without `async`, messages by the thousand.
     pub long_request_timeout_ms: u64,
     /// How long a stopping gateway may take to answer the requests in hand.
     pub stop_grace_ms: u64,

@@ -6,7 +6,12 @@ use crate::{
     schema::{message, skipped_message},
 };
 use chrono::{DateTime, Utc};
-use diesel::{PgConnection, prelude::*};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Integer, Nullable, Text, Timestamptz},
+};
 use domain::log::Group;
 use std::collections::BTreeSet;
 
@@ -62,29 +67,36 @@ pub fn recorded_ids(conn: &mut PgConnection, group: &Group, partition: i32, ids:
 }
 
 /// A message as it was recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
-#[diesel(table_name = message)]
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 pub struct Message {
     /// The partition.
+    #[diesel(sql_type = Integer)]
     pub partition: i32,
     /// Its place in the stream.
+    #[diesel(sql_type = BigInt)]
     pub offset: i64,
     /// The AMQP message id.
+    #[diesel(sql_type = Nullable<Text>)]
     pub message_id: Option<String>,
     /// What it's about.
+    #[diesel(sql_type = Nullable<Text>)]
     pub key: Option<String>,
     /// What it says.
+    #[diesel(sql_type = Text)]
     pub text: String,
     /// When the gateway accepted it.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
     pub accepted_at: Option<DateTime<Utc>>,
     /// The process that recorded it.
+    #[diesel(sql_type = Text)]
     pub recorded_by: String,
     /// When that was.
+    #[diesel(sql_type = Timestamptz)]
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Up to `limit` messages that the group has recorded, in the order of partition and offset: of one partition, or of all
-/// of them; after that offset, or from the first.
+/// Messages that the group has recorded, in the order of partition and offset: of one partition, or of all of them; after
+/// that offset, or from the first. At most `limit` of them, and no further ones once their texts have `bytes` together.
 ///
 /// # Errors
 /// The database's.
@@ -94,16 +106,22 @@ pub fn page(
     partition: Option<i32>,
     after: Option<i64>,
     limit: i64,
+    bytes: i64,
 ) -> Result<Vec<Message>> {
-    let mut query = message::table.filter(message::group.eq(group.as_str())).into_boxed();
-    if let Some(partition) = partition {
-        query = query.filter(message::partition.eq(partition));
-    }
-    if let Some(after) = after {
-        query = query.filter(message::offset.gt(after));
-    }
-    let order = (message::group, message::partition, message::offset);
-    Ok(query.order(order).limit(limit).select(Message::as_select()).load(conn)?)
+    Ok(sql_query(
+        r#"SELECT * FROM (
+             SELECT *, sum(octet_length(text)) OVER (ORDER BY partition, "offset") - octet_length(text) AS before FROM (
+                 SELECT partition, "offset", message_id, key, text, accepted_at, recorded_by, recorded_at FROM message
+                 WHERE "group" = $1 AND ($2 IS NULL OR partition = $2) AND ($3 IS NULL OR "offset" > $3)
+                 ORDER BY partition, "offset" LIMIT $4) page) sized
+           WHERE before < $5 ORDER BY partition, "offset""#,
+    )
+    .bind::<Text, _>(group.as_str())
+    .bind::<Nullable<Integer>, _>(partition)
+    .bind::<Nullable<BigInt>, _>(after)
+    .bind::<BigInt, _>(limit)
+    .bind::<BigInt, _>(bytes)
+    .load(conn)?)
 }
 
 /// What stood in a stream and was no message.

@@ -14,7 +14,7 @@ fn rows(app: &App) -> i64 {
         r#"SELECT (SELECT count(*) FROM "user") + (SELECT count(*) FROM subscription) + (SELECT count(*) FROM tweet)
              + (SELECT count(*) FROM feed_entry) + (SELECT count(*) FROM follower_import) + (SELECT count(*) FROM avatar)
              + (SELECT count(*) FROM email_notification) + (SELECT count(*) FROM sms_notification)
-             + (SELECT count(*) FROM outbox) AS n"#,
+             + (SELECT count(*) FROM outbox) + (SELECT count(*) FROM message_outbox) AS n"#,
     )
 }
 
@@ -227,7 +227,7 @@ fn a_content_type_that_isnt_taken_is_415() {
 fn ten_megabytes_are_refused_before_they_are_read_declared_or_not() {
     let app = App::start();
     let body = vec![b' '; 10_000_000];
-    for path in ["/api/v2/user", "/api/v1/user", "/api/v1/update-user-avatar-link/1"] {
+    for path in ["/api/v2/user", "/api/v1/user", "/api/v1/update-user-avatar-link/1", "/api/v1/message"] {
         let declared = app.send(Method::POST, path, &[("content-type", "application/json")], Some(&body));
         assert_eq!((declared.status, declared.complaints().len()), (413, 0), "{path}");
         // The answer comes while the client still holds most of the body back, so nobody can have waited for it.

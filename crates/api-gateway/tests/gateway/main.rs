@@ -5,6 +5,7 @@ mod bad_input;
 mod events;
 mod feeds;
 mod imports;
+mod messages;
 mod operation;
 mod process;
 mod results;

@@ -98,6 +98,8 @@ fn the_log_has_a_line_for_each_request_and_nothing_personal() {
         400
     );
     assert_eq!(process.post("/api/v1/post-tweet", &json!({"userId": 1, "text": "anntweet"})), 200);
+    assert_eq!(process.post("/api/v1/message", &json!({"text": "anntext", "key": "annkey"})), 200);
+    assert_eq!(process.post("/api/v1/message", &json!({"text": "anntext", "key": "annkey", "partition": 9})), 400);
     assert_eq!(process.get("/api/v1/get-user-by-login/annlogin"), 200);
     assert_eq!(process.get("/api/v1/user?id=1&anni=annquery"), 400);
     assert_eq!(process.get("/annpath"), 404);
@@ -108,7 +110,7 @@ fn the_log_has_a_line_for_each_request_and_nothing_personal() {
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("ann"), "{log}");
     let lines: Vec<_> = log.lines().filter(|line| line.contains("answered a request")).collect();
-    assert_eq!(lines.len(), 8, "{log}");
+    assert_eq!(lines.len(), 10, "{log}");
     assert!(lines[0].contains("method=POST route=/api/v2/user status=201"), "{log}");
     assert!(lines[0].contains("correlation_id=told-by-the-client"), "{log}");
     // What the client isn't told is here.
