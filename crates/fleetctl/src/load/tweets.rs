@@ -1,21 +1,13 @@
-use crate::{Outcome, context::Context, interrupt::Interrupt, output::pace, progress::Progress};
-use anyhow::{Context as _, ensure};
+use super::posting::{self, Answer, Posting};
+use crate::{Outcome, context::Context, interrupt::Interrupt, output::pace};
+use anyhow::{bail, ensure};
 use domain::{
     UserId,
     message::{Message as _, PublishTweet},
     values::{TWEET_MAX, TweetText},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::io::Write;
 use storage::{Database, outbox, tweets, users};
 use ureq::Agent;
 use uuid::Uuid;
@@ -76,36 +68,31 @@ pub(crate) fn run(
             asynchronous: args.asynchronous,
         },
     };
-    let run = Run {
-        way,
-        authors,
+    let posting = Posting {
         count: args.count,
-        seed: args.seed,
-        interval: args.rate.map(|rate| Duration::from_secs(1) / rate),
-        max_errors: args.max_errors,
-        next: AtomicU64::new(0),
-        errors: Mutex::default(),
-        progress: Progress::new("tweets", args.count),
-        started: Instant::now(),
+        batch: 1,
+        connections: args.connections,
+        rate: args.rate,
+        max_failures: args.max_errors,
         interrupt,
     };
-    thread::scope(|scope| {
-        for _ in 0..args.connections {
-            scope.spawn(|| run.post());
+    let posted = posting.run("tweets", |agent, request| {
+        let author = authors[(request.index % authors.len() as u64) as usize];
+        let text = text(args.seed, request.index);
+        match &way {
+            Way::Gateway { url, asynchronous } => post_over_http(agent, url, author, &text, *asynchronous),
+            Way::Direct(database) => post_directly(database, author, &text),
         }
     });
-    let (posted, elapsed) = run.progress.finish();
-    let errors = run.errors.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let failed = errors.values().sum::<u64>();
+    let failed = posted.failures.values().sum::<u64>();
     writeln!(
         out,
-        "tweets: {posted} posted, {failed} failed, {} not tried; {}",
-        args.count - posted - failed,
-        pace(posted, elapsed)
+        "tweets: {} posted, {failed} failed, {} not tried; {}",
+        posted.accepted,
+        args.count - posted.accepted - failed,
+        pace(posted.accepted, posted.elapsed)
     )?;
-    for (error, count) in &errors {
-        writeln!(out, "  {count} × {error}")?;
-    }
+    posted.tell_failures(out)?;
     Ok(match failed {
         _ if interrupt.is_set() => Outcome::Interrupted,
         0 => Outcome::Done,
@@ -130,65 +117,6 @@ enum Way {
     Direct(Database),
 }
 
-/// What the connections share.
-struct Run<'a> {
-    way: Way,
-    authors: Vec<UserId>,
-    count: u64,
-    seed: u64,
-    interval: Option<Duration>,
-    max_errors: u64,
-    /// The index of the next tweet.
-    next: AtomicU64,
-    /// How often each has happened.
-    errors: Mutex<BTreeMap<String, u64>>,
-    progress: Progress,
-    started: Instant,
-    interrupt: &'a Interrupt,
-}
-
-impl Run<'_> {
-    /// One connection's share.
-    fn post(&self) {
-        let agent = Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(60)))
-            .http_status_as_error(false)
-            .build()
-            .into();
-        while !self.interrupt.is_set() && self.error_count() < self.max_errors {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= self.count {
-                return;
-            }
-            if let Some(interval) = self.interval {
-                let due =
-                    Duration::from_nanos(u64::try_from(interval.as_nanos() * u128::from(index)).unwrap_or(u64::MAX));
-                self.interrupt.sleep_until(self.started + due);
-                if self.interrupt.is_set() {
-                    return;
-                }
-            }
-            let author = self.authors[(index % self.authors.len() as u64) as usize];
-            let text = text(self.seed, index);
-            let result = match &self.way {
-                Way::Gateway { url, asynchronous } => post_over_http(&agent, url, author, &text, *asynchronous),
-                Way::Direct(database) => post_directly(database, author, &text),
-            };
-            match result {
-                Ok(()) => self.progress.advance(1),
-                Err(error) => {
-                    let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-                    *errors.entry(format!("{error:#}")).or_default() += 1;
-                }
-            }
-        }
-    }
-
-    fn error_count(&self) -> u64 {
-        self.errors.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
-    }
-}
-
 fn post_over_http(
     agent: &Agent,
     url: &str,
@@ -197,14 +125,10 @@ fn post_over_http(
     asynchronous: bool,
 ) -> anyhow::Result<()> {
     let body = serde_json::json!({"userId": author, "text": text, "async": asynchronous});
-    let mut response = agent.post(url).send_json(body).context("the gateway didn't answer")?;
-    // To the end, or else the connection can't be used again.
-    let answer: serde_json::Value =
-        response.body_mut().read_json().with_context(|| format!("{} without JSON", response.status()))?;
-    // RFC 9457: the title doesn't change from occurrence to occurrence.
-    let title = answer["title"].as_str().unwrap_or_default();
-    ensure!(response.status().is_success(), "{} {title}", response.status());
-    Ok(())
+    match posting::post(agent, url, &body.to_string()) {
+        Answer::Accepted => Ok(()),
+        Answer::Unsent(reason) | Answer::Unknown(reason) | Answer::Refused(reason) => bail!(reason),
+    }
 }
 
 fn post_directly(database: &Database, author: UserId, text: &TweetText) -> anyhow::Result<()> {

@@ -2,21 +2,14 @@
 
 use crate::{
     NOWHERE, await_activity, complaint, figure, fleetctl,
-    gateway::Gateway,
+    gateway::{Gateway, Loser, Lost},
     run, spawn,
     streams::{accept, apply, park},
     wrong,
 };
 use serde_json::Value;
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{Shutdown, TcpListener, TcpStream},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
     time::{Duration, Instant},
 };
 use test_support::{PrivatePostgres, TestDatabase, eventually};
@@ -270,59 +263,17 @@ fn what_the_gateway_refuses_ends_the_load_and_one_that_is_away_is_tried_for_a_wh
     assert_eq!(database.count(ACCEPTED), 0);
 }
 
-/// Passes requests on to the gateway and answers back, but for the first few answers: there it hangs up.
-struct Loser {
-    url: String,
-    lost: Arc<AtomicUsize>,
-}
-
-impl Loser {
-    fn start(gateway: &Gateway, answers: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let upstream = gateway.url.strip_prefix("http://").unwrap().to_owned();
-        let lost = Arc::<AtomicUsize>::default();
-        let count = lost.clone();
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let server = TcpStream::connect(&upstream).unwrap();
-                let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                thread::spawn(move || {
-                    // Whichever side goes away first, the other is told.
-                    let _ = io::copy(&mut from_client, &mut to_server);
-                    let _ = to_server.shutdown(Shutdown::Both);
-                });
-                let count = count.clone();
-                thread::spawn(move || Self::answer(client, server, &count, answers));
-            }
-        });
-        Self { url, lost }
-    }
-
-    fn answer(mut client: TcpStream, mut server: TcpStream, lost: &AtomicUsize, answers: usize) {
-        let mut buffer = [0; 16 * 1024];
-        while let Ok(length @ 1..) = server.read(&mut buffer) {
-            let loses =
-                lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < answers).then_some(n + 1)).is_ok();
-            if loses || client.write_all(&buffer[..length]).is_err() {
-                break;
-            }
-        }
-        let _ = client.shutdown(Shutdown::Both);
-    }
-}
-
 #[test]
 fn events_whose_answer_is_lost_are_not_posted_again_if_they_were_accepted() {
     let database = TestDatabase::new();
     let gateway = Gateway::serve(&database, &[]);
-    let loser = Loser::start(&gateway, 5);
+    let loser = Loser::start(&gateway, Lost::Answers, 5);
     let load = |args: &[&str]| -> Command {
         let arguments = ["load", "events", "--accounts", "20", "--events", "1000", "--batch", "100"];
         fleetctl(&database, &[&arguments[..], &["--gateway", &loser.url], args].concat())
     };
     let summary = run(load(&["--prefix", "p"]), 0);
-    assert_eq!(loser.lost.load(Ordering::SeqCst), 5);
+    assert_eq!(loser.lost(), 5);
     assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (1000, 0));
     assert_eq!(database.count(ACCEPTED), 1000);
     assert_eq!(database.count("SELECT count(DISTINCT payload->>'event') AS n FROM stream_event"), 1000);
