@@ -52,6 +52,17 @@ struct MessageLogSection {
     message_log: Retention,
 }
 
+#[derive(Deserialize)]
+struct MessageRecorderSection {
+    message_recorder: Recorder,
+}
+
+/// Of the recorder's settings, what commands need.
+#[derive(Deserialize)]
+struct Recorder {
+    lease_ttl_ms: i64,
+}
+
 /// What commands work with.
 pub(crate) struct Context {
     /// What settings are loaded with; the last of a name counts.
@@ -143,6 +154,11 @@ impl Context {
     /// What the streams of the message log are declared with.
     pub(crate) fn retention(&self) -> anyhow::Result<Retention> {
         Ok(self.settings::<MessageLogSection>()?.message_log)
+    }
+
+    /// How long a member of a consumer group may be silent before others take its partitions over.
+    pub(crate) fn recorder_lease_ttl_ms(&self) -> anyhow::Result<i64> {
+        Ok(self.settings::<MessageRecorderSection>()?.message_recorder.lease_ttl_ms)
     }
 
     /// Where the broker's management API is, if that's known.

@@ -1,7 +1,7 @@
 use crate::{
     Outcome,
     context::Context,
-    output::{self, hex, hex_dump, short, time, visible, visible_lines},
+    output::{self, Body, hex, hex_dump, short, time, visible, visible_lines},
     progress::Progress,
 };
 use clap::ValueEnum;
@@ -184,34 +184,6 @@ fn head_json(letter: &DeadLetter) -> serde_json::Value {
     })
 }
 
-/// A body as far as it's shown.
-#[derive(Debug, PartialEq)]
-enum Body<'a> {
-    Text(&'a str),
-    Binary(&'a [u8]),
-}
-
-impl<'a> Body<'a> {
-    /// At most `max` bytes; a character that the limit cuts through is left out.
-    fn of(body: &'a [u8], max: usize) -> Self {
-        let shown = &body[..max.min(body.len())];
-        match std::str::from_utf8(shown) {
-            Ok(text) => Self::Text(text),
-            Err(error) if error.error_len().is_none() && shown.len() < body.len() => {
-                Self::Text(std::str::from_utf8(&shown[..error.valid_up_to()]).unwrap_or_default())
-            }
-            Err(_) => Self::Binary(shown),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Text(text) => text.len(),
-            Self::Binary(bytes) => bytes.len(),
-        }
-    }
-}
-
 fn show(args: &Show, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let letter = dead_letters::get(&mut *context.database()?.connection()?, args.id)?;
     let body = Body::of(&letter.body, args.max_body);
@@ -293,19 +265,4 @@ fn settle(
     }
     writeln!(out, "{} {verb}", ids.len() - refused.len())?;
     Ok(if refused.is_empty() { Outcome::Done } else { Outcome::Incomplete })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Body;
-
-    #[test]
-    fn a_body_is_cut_between_characters_and_told_from_binary() {
-        assert_eq!(Body::of("žluť".as_bytes(), 100), Body::Text("žluť"));
-        assert_eq!(Body::of("žluť".as_bytes(), 5), Body::Text("žlu"));
-        assert_eq!(Body::of("žluť".as_bytes(), 1), Body::Text(""));
-        assert_eq!(Body::of(b"a\xffb", 100), Body::Binary(b"a\xffb"));
-        // A text that really ends in the middle of a character isn't UTF-8.
-        assert_eq!(Body::of(b"a\xc5", 100), Body::Binary(b"a\xc5"));
-    }
 }

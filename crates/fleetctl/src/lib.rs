@@ -9,6 +9,7 @@ pub mod fleet;
 mod interrupt;
 mod keys;
 mod load;
+mod log;
 mod migrate;
 mod output;
 mod progress;
@@ -70,6 +71,8 @@ enum Command {
     #[command(subcommand)]
     Shards(shards::Command),
     Reshard(reshard::Args),
+    #[command(subcommand)]
+    Log(log::Command),
     #[command(subcommand)]
     Bench(bench::Command),
 }
@@ -139,6 +142,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Keys(command) => keys::run(&command, &context, out),
         Command::Shards(command) => shards::run(&command, &context, out),
         Command::Reshard(args) => reshard::run(&args, &context, out),
+        Command::Log(command) => log::run(&command, &context, out),
         Command::Bench(command) => bench::run(&command, &context, out),
     }
 }

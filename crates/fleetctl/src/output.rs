@@ -1,6 +1,7 @@
 //! What a terminal shows: columns, and messages of strangers that mustn't move its cursor.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use std::{
     fmt::Write as _,
     io::{self, Write},
@@ -56,6 +57,12 @@ pub(crate) fn short(text: &str, max: usize) -> String {
     }
 }
 
+/// Writes a JSON value, with line breaks.
+pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
 /// Writes rows in columns as wide as their widest cell. Cells are to be [`visible`].
 pub(crate) fn table(out: &mut dyn Write, header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let width = |text: &str| text.chars().count();
@@ -73,6 +80,34 @@ pub(crate) fn table(out: &mut dyn Write, header: &[&str], rows: &[Vec<String>]) 
     };
     line(&mut header.iter().copied())?;
     rows.iter().try_for_each(|row| line(&mut row.iter().map(String::as_str)))
+}
+
+/// A body as far as it's shown.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Body<'a> {
+    Text(&'a str),
+    Binary(&'a [u8]),
+}
+
+impl<'a> Body<'a> {
+    /// At most `max` bytes; a character that the limit cuts through is left out.
+    pub(crate) fn of(body: &'a [u8], max: usize) -> Self {
+        let shown = &body[..max.min(body.len())];
+        match std::str::from_utf8(shown) {
+            Ok(text) => Self::Text(text),
+            Err(error) if error.error_len().is_none() && shown.len() < body.len() => {
+                Self::Text(std::str::from_utf8(&shown[..error.valid_up_to()]).unwrap_or_default())
+            }
+            Err(_) => Self::Binary(shown),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// Two digits for each byte.
@@ -130,5 +165,15 @@ mod tests {
             "00000000  ff 00 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e  ..ABCDEFGHIJKLMN\n\
              00000010  4f 50 51                                         OPQ\n"
         );
+    }
+
+    #[test]
+    fn a_body_is_cut_between_characters_and_told_from_binary() {
+        assert_eq!(Body::of("žluť".as_bytes(), 100), Body::Text("žluť"));
+        assert_eq!(Body::of("žluť".as_bytes(), 5), Body::Text("žlu"));
+        assert_eq!(Body::of("žluť".as_bytes(), 1), Body::Text(""));
+        assert_eq!(Body::of(b"a\xffb", 100), Body::Binary(b"a\xffb"));
+        // A text that really ends in the middle of a character isn't UTF-8.
+        assert_eq!(Body::of(b"a\xc5", 100), Body::Binary(b"a\xc5"));
     }
 }

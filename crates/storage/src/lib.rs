@@ -16,6 +16,7 @@ pub mod imports;
 pub mod lab;
 pub mod leases;
 mod locks;
+pub mod log_audit;
 pub mod message_audit;
 pub mod message_outbox;
 pub mod messages;

@@ -39,7 +39,8 @@ pub(crate) fn stream_for_dividing(conn: &mut PgConnection, name: &str) -> Result
     Ok(())
 }
 
-/// Held by the session that is resharding a stream; below those of the streams.
+/// Held by the session that is resharding a stream, or, by the name of its exchange, adding partitions to the message log;
+/// below those of the streams.
 pub(crate) fn resharding(name: &str) -> i64 {
     -(1 << 33) - i64::from(key_hash(name))
 }

@@ -3,6 +3,7 @@
 mod events;
 mod gateway;
 mod keys;
+mod log;
 mod messages;
 mod reshard;
 mod streams;

@@ -1,0 +1,142 @@
+//! Reading a partition's stream, and showing what is in it.
+
+use crate::output::{hex, short, time, visible};
+use broker::{Consumer, Delivery, Error, Settings, StreamOffset};
+use chrono::{DateTime, Utc};
+use domain::log::{LogMessage, MESSAGE, MessageId, partition_stream};
+use serde::Serialize;
+use std::time::Duration;
+
+/// How much of a text is shown, in characters, where it isn't asked for in full.
+pub(super) const WIDTH: usize = 80;
+
+/// Something in a stream.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Message {
+    partition: i32,
+    pub(super) offset: i64,
+    message_id: Option<String>,
+    /// Its place among the partition's messages that came in over HTTP; null for another program's.
+    seq: Option<i64>,
+    /// When the gateway accepted it; null for another program's.
+    accepted_at: Option<DateTime<Utc>>,
+    /// When it was published, to the second, as far as its publisher says.
+    published_at: Option<DateTime<Utc>>,
+    key: Option<String>,
+    /// Null where it's no message of the log.
+    text: Option<String>,
+    /// Why it's none, and its body, as UTF-8 or in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_hex: Option<String>,
+}
+
+impl Message {
+    fn new(log: &str, partition: i32, offset: i64, delivery: Delivery) -> Self {
+        let id = delivery.message_id.as_deref().and_then(MessageId::parse);
+        let seq = id.filter(|id| id.log == log && id.partition == partition).map(|id| id.seq);
+        let mut message = Self {
+            partition,
+            offset,
+            seq,
+            accepted_at: None,
+            published_at: delivery.timestamp,
+            key: None,
+            text: None,
+            problem: None,
+            body: None,
+            body_hex: None,
+            message_id: None,
+        };
+        match decode(&delivery) {
+            Ok(LogMessage { text, key, accepted_at }) => {
+                message.text = Some(text);
+                message.key = key;
+                message.accepted_at = accepted_at;
+            }
+            Err(problem) => {
+                message.problem = Some(problem);
+                match String::from_utf8(delivery.body) {
+                    Ok(text) => message.body = Some(text),
+                    Err(error) => message.body_hex = Some(hex(error.as_bytes(), "")),
+                }
+            }
+        }
+        message.message_id = delivery.message_id;
+        message
+    }
+
+    pub(super) fn time(&self) -> String {
+        self.accepted_at.or(self.published_at).map_or_else(|| "-".into(), time)
+    }
+
+    pub(super) fn id(&self) -> String {
+        short(self.message_id.as_deref().unwrap_or("-"), WIDTH)
+    }
+
+    pub(super) fn key(&self) -> String {
+        short(self.key.as_deref().unwrap_or("-"), WIDTH)
+    }
+
+    /// What it says, in full or cut; of what is no message, why, and its body.
+    pub(super) fn text(&self, full: bool) -> String {
+        let body = [&self.text, &self.body, &self.body_hex].into_iter().flatten().next();
+        let body = body.map(String::as_str).unwrap_or_default();
+        let body = if full { visible(body) } else { short(body, WIDTH) };
+        match &self.problem {
+            Some(problem) => format!("(no message: {}) {body}", visible(problem)),
+            None => body,
+        }
+    }
+
+    /// On one line.
+    pub(super) fn line(&self, full: bool) -> String {
+        let Self { partition, offset, .. } = self;
+        format!("{partition}/{offset}  {}  {}  {}  {}", self.time(), self.id(), self.key(), self.text(full))
+    }
+}
+
+/// As those who record it take it.
+fn decode(delivery: &Delivery) -> Result<LogMessage, String> {
+    if let Some(kind) = delivery.kind.as_deref().filter(|kind| *kind != MESSAGE) {
+        return Err(format!("its type is `{kind}`"));
+    }
+    let message: LogMessage = serde_json::from_slice(&delivery.body).map_err(|error| error.to_string())?;
+    message.check().map_err(|invalid| invalid.to_string())?;
+    Ok(message)
+}
+
+/// Reads a partition's stream, over lost connections.
+pub(super) struct Reader {
+    log: String,
+    partition: i32,
+    consumer: Consumer,
+    /// The offset that is next, or one before it.
+    pub(super) next: i64,
+}
+
+impl Reader {
+    /// A reader from this offset on, of the partition of the log whose ids begin like this.
+    pub(super) fn new(broker: &Settings, log: &str, partition: i32, from: i64) -> Self {
+        const PREFETCH: u16 = 100;
+        let stream = partition_stream(partition);
+        let consumer = Consumer::of_stream(broker, "fleetctl", &stream, PREFETCH, StreamOffset::At(from));
+        Self { log: log.into(), partition, consumer, next: from }
+    }
+
+    /// Up to `max` messages: none if none comes in time, or the connection is lost.
+    pub(super) fn read(&mut self, max: usize, wait: Duration) -> Result<Vec<Message>, Error> {
+        let mut messages = Vec::new();
+        for delivery in self.consumer.next_batch(max, Duration::ZERO, wait)? {
+            let Some(offset) = delivery.offset.filter(|offset| *offset >= self.next) else { continue };
+            self.next = offset + 1;
+            messages.push(Message::new(&self.log, self.partition, offset, delivery));
+        }
+        self.consumer.resume_at(StreamOffset::At(self.next));
+        Ok(messages)
+    }
+}

@@ -1,0 +1,68 @@
+//! `fleetctl log`: the message log.
+
+mod add_partitions;
+mod browse;
+mod groups;
+mod message;
+mod reset_offset;
+mod skipped;
+mod stream;
+mod tail;
+mod topics;
+mod verify;
+
+use crate::{Outcome, context::Context};
+use anyhow::{bail, ensure};
+use domain::log::Group;
+use std::io::Write;
+use storage::{PgConnection, consumer_offsets, partitions};
+
+/// The message log: its partitions, the consumer groups, and the messages themselves
+///
+/// Offsets number what is in a partition's stream, and the broker uses some of them for itself: what is counted by them is
+/// about right, and may be a little too high.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    Topics(topics::Args),
+    Groups(groups::Args),
+    Browse(browse::Args),
+    Tail(tail::Args),
+    ResetOffset(reset_offset::Args),
+    AddPartitions(add_partitions::Args),
+    Skipped(skipped::Args),
+    Verify(verify::Args),
+}
+
+pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Topics(args) => topics::run(args, context, out),
+        Command::Groups(args) => groups::run(args, context, out),
+        Command::Browse(args) => browse::run(args, context, out),
+        Command::Tail(args) => tail::run(args, context),
+        Command::ResetOffset(args) => reset_offset::run(args, context, out),
+        Command::AddPartitions(args) => add_partitions::run(args, context, out),
+        Command::Skipped(args) => skipped::run(args, context, out),
+        Command::Verify(args) => verify::run(args, context, out),
+    }
+}
+
+/// The partitions that are meant: that one, which must be there, or all of them.
+fn chosen(conn: &mut PgConnection, partition: Option<i32>) -> anyhow::Result<Vec<i32>> {
+    let count = partitions::count(conn)?;
+    let Some(partition) = partition else { return Ok((0..count).collect()) };
+    ensure!((0..count).contains(&partition), "there is no partition {partition}; there are 0 to {}", count - 1);
+    Ok(vec![partition])
+}
+
+/// Whoever mistypes a group's name isn't to be told that there's nothing.
+fn ensure_known(conn: &mut PgConnection, group: &Group) -> anyhow::Result<()> {
+    if consumer_offsets::exists(conn, group)? {
+        return Ok(());
+    }
+    let mut known: Vec<_> = consumer_offsets::list(conn, None)?.into_iter().map(|standing| standing.group).collect();
+    known.dedup();
+    match known.is_empty() {
+        true => bail!("there is no group `{group}`; there are none yet"),
+        false => bail!("there is no group `{group}`; there are: {}", known.join(", ")),
+    }
+}

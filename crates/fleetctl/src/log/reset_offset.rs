@@ -1,0 +1,189 @@
+use super::{
+    chosen, ensure_known,
+    stream::{self, Stream},
+};
+use crate::{Outcome, context::Context, duration, output::visible};
+use anyhow::bail;
+use chrono::{DateTime, Utc};
+use domain::log::{Group, partition_stream};
+use std::io::Write;
+use storage::{
+    PgConnection, consumer_offsets,
+    leases::{self, Member},
+    log_audit,
+};
+
+/// Have a group read a partition, or all of them, from another place on
+///
+/// What the group had recorded or skipped from there on is removed, and recorded again when it's read again. Going ahead
+/// leaves out what is in between, which `log verify` reports as missing. The group's members are to be stopped first.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl log reset-offset --group recorder --first --dry-run
+  fleetctl log reset-offset --group recorder --partition 0 --offset 1200
+  fleetctl log reset-offset --group recorder --time 2h
+  fleetctl log reset-offset --group recorder --time 2024-05-01T12:00:00Z --force")]
+pub(crate) struct Args {
+    /// The group
+    #[arg(long)]
+    group: Group,
+    /// Only this one; otherwise all
+    #[arg(long, value_name = "P")]
+    partition: Option<i32>,
+    #[command(flatten)]
+    to: To,
+    /// Even while members of the group run: they'll find themselves elsewhere
+    #[arg(long)]
+    force: bool,
+    /// Change nothing, and say what would be changed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct To {
+    /// To this offset of the one partition
+    #[arg(long, value_name = "N", requires = "partition", value_parser = clap::value_parser!(i64).range(0..))]
+    offset: Option<i64>,
+    /// To the first message that was stored then or later, RFC 3339 or so long ago (90s, 15m, 2h); as exactly as the broker
+    /// tells, which is to the second and to the messages that were stored together
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    time: Option<DateTime<Utc>>,
+    /// To the first message that is left
+    #[arg(long)]
+    first: bool,
+    /// To the message that comes next
+    #[arg(long)]
+    next: bool,
+}
+
+fn time(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(ago) = duration::parse(text) {
+        let ago = chrono::TimeDelta::from_std(ago).ok();
+        return ago.and_then(|ago| Utc::now().checked_sub_signed(ago)).ok_or_else(|| "is too long ago".into());
+    }
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc());
+    time.map_err(|_| "must be a time such as 2024-05-01T12:00:00Z, or how long ago, such as 90s, 15m or 2h".into())
+}
+
+/// Where a partition goes.
+struct Target {
+    partition: i32,
+    offset: i64,
+}
+
+/// What became, or would become, of a partition.
+struct Moved {
+    partition: i32,
+    from: Option<i64>,
+    to: i64,
+    /// Recorded messages.
+    removed: i64,
+}
+
+/// What a transaction comes to.
+enum Reset {
+    Done(Vec<Moved>),
+    /// Members run, and nothing was done.
+    Running(Vec<Member>),
+}
+
+pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let database = context.patient_database()?;
+    let partitions = {
+        let mut conn = database.connection()?;
+        ensure_known(&mut conn, &args.group)?;
+        chosen(&mut conn, args.partition)?
+    };
+    let seen_within = 2 * context.recorder_lease_ttl_ms()?;
+    let targets = targets(&args.to, &partitions, &context.broker()?)?;
+    let reset = database.transaction(|conn| {
+        // Members that are dead have been seen lately at most.
+        let running = |member: &Member| member.seen_ms_ago <= seen_within;
+        let members: Vec<_> = leases::members(conn, &args.group.service())?.into_iter().filter(running).collect();
+        if !members.is_empty() && !args.force {
+            return Ok(Reset::Running(members));
+        }
+        let moved = targets.iter().map(|target| args.reset(conn, target));
+        Ok(Reset::Done(moved.collect::<storage::Result<_>>()?))
+    })?;
+    let moved = match reset {
+        Reset::Done(moved) => moved,
+        Reset::Running(members) => {
+            let seen = |member: &Member| {
+                format!("{} (seen {:.1} s ago)", visible(&member.holder), member.seen_ms_ago as f64 / 1000.0)
+            };
+            let members: Vec<_> = members.iter().map(seen).collect();
+            bail!("members of `{}` run: {}; stop them first, or use --force", args.group, members.join(", "));
+        }
+    };
+    let removed = if args.dry_run { "would be removed" } else { "removed" };
+    for Moved { partition, from, to, removed: count } in moved {
+        let from = from.map_or_else(|| "-".into(), |from| from.to_string());
+        let messages = if count == 1 { "message" } else { "messages" };
+        writeln!(out, "partition {partition}: {from} -> {to}, {count} recorded {messages} {removed}")?;
+    }
+    Ok(Outcome::Done)
+}
+
+impl Args {
+    fn reset(&self, conn: &mut PgConnection, target: &Target) -> storage::Result<Moved> {
+        let Target { partition, offset } = *target;
+        let from = consumer_offsets::position(conn, &self.group, partition)?.map(|position| position.next_offset);
+        let removed = match self.dry_run {
+            true => log_audit::recorded_from(conn, &self.group, partition, offset)?,
+            false => consumer_offsets::reset(conn, &self.group, partition, offset)? as i64,
+        };
+        Ok(Moved { partition, from, to: offset, removed })
+    }
+}
+
+/// The offsets that are meant.
+fn targets(to: &To, partitions: &[i32], broker: &broker::Settings) -> anyhow::Result<Vec<Target>> {
+    let looked = stream::survey(broker, partitions, |survey, partition| {
+        let stream = Stream::look(survey, partition)?;
+        let since = match to.time {
+            Some(time) if stream.newest().is_some() => survey.since(&partition_stream(partition), time)?,
+            _ => None,
+        };
+        Ok((stream, since))
+    })?;
+    let target = |(partition, (stream, since)): (&i32, (Stream, Option<i64>))| {
+        let partition = *partition;
+        stream.ensure_declared(partition)?;
+        let offset = match to {
+            To { offset: Some(offset), .. } => {
+                // The next one may be waited for.
+                if *offset != stream.next() {
+                    stream.ensure_holds(partition, *offset)?;
+                }
+                *offset
+            }
+            To { first: true, .. } => stream.first().unwrap_or(0),
+            // Nothing has been stored since.
+            To { time: Some(_), .. } => since.unwrap_or(stream.next()),
+            To { .. } => stream.next(),
+        };
+        Ok(Target { partition, offset })
+    };
+    partitions.iter().zip(looked).map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+    use chrono::{DateTime, TimeDelta, Utc};
+
+    #[test]
+    fn a_time_is_a_date_or_how_long_ago() {
+        let date = time("2024-05-01T14:00:00+02:00").unwrap();
+        assert_eq!(date, "2024-05-01T12:00:00Z".parse::<DateTime<Utc>>().unwrap());
+        let ago = Utc::now() - time("2h").unwrap();
+        assert!(ago >= TimeDelta::hours(2) && ago < TimeDelta::hours(2) + TimeDelta::minutes(1), "{ago}");
+        for bad in ["", "yesterday", "2024-05-01", "2024-05-01T12:00:00", "-2h", "9999999999999h"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+}
