@@ -180,7 +180,8 @@ mod tests {
     fn a_time_is_a_date_or_how_long_ago() {
         let date = time("2024-05-01T14:00:00+02:00").unwrap();
         assert_eq!(date, "2024-05-01T12:00:00Z".parse::<DateTime<Utc>>().unwrap());
-        let ago = Utc::now() - time("2h").unwrap();
+        let time_ago = time("2h").unwrap();
+        let ago = Utc::now() - time_ago;
         assert!(ago >= TimeDelta::hours(2) && ago < TimeDelta::hours(2) + TimeDelta::minutes(1), "{ago}");
         for bad in ["", "yesterday", "2024-05-01", "2024-05-01T12:00:00", "-2h", "9999999999999h"] {
             assert!(time(bad).is_err(), "{bad}");
