@@ -209,6 +209,7 @@ impl Live {
                 self.fill_window(progress, &connector.settings)?;
             }
 
+            let unconfirmed = self.unconfirmed.len();
             let open = self.take_confirms(progress, connector);
             if progress.is_settled() {
                 return Ok(());
@@ -223,6 +224,10 @@ impl Live {
                     Some(reason) => Error::Blocked(reason),
                     None => Error::TimedOut { doing: PUBLISHING, after: now - started },
                 }));
+            }
+            // There's room again. If nothing was left to be confirmed, nothing would ever come.
+            if self.unconfirmed.len() < unconfirmed {
+                continue;
             }
             if now - self.waiting_since >= confirm_timeout {
                 return Err(Stop::Failed(Error::TimedOut { doing: PUBLISHING, after: confirm_timeout }));

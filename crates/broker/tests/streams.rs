@@ -160,3 +160,13 @@ fn a_stream_keeps_its_retention_and_another_kind_of_queue_is_a_conflict() {
     let stream = Topology { queues: vec![queue], ..Topology::default() };
     assert!(matches!(broker::declare(&mut session, &stream), Err(Error::Conflict { .. })));
 }
+
+#[test]
+fn a_publisher_whose_messages_are_all_confirmed_already_sends_the_next_at_once() {
+    let stage = Stage::new();
+    // A confirm that nobody sends would be waited for this long.
+    let settings = Settings { confirm_timeout_ms: 60_000, window_messages: 16, ..stage.settings.clone() };
+    let mut publisher = Publisher::new(&settings, "writing");
+    let messages: Vec<_> = (0..20_000).map(|_| Envelope::new("message", "p00", b"{}".to_vec())).collect();
+    assert!(publisher.publish_all(&messages, Instant::now() + 2 * SOON).is_ok());
+}
