@@ -36,9 +36,11 @@ CREATE TABLE consumer_offset (
     "group"         text COLLATE "C" NOT NULL,
     partition       integer NOT NULL,
     next_offset     bigint NOT NULL CHECK (next_offset >= 0),
-    -- The newest sequence recorded; null where reading is to begin.
+    -- Whether the group was put here and hasn't read on from here yet.
+    placed          boolean NOT NULL DEFAULT true,
+    -- The newest sequence recorded.
     seq             bigint,
-    -- The message before next_offset, if it has an id and was read: the stream is still the same if it's still there.
+    -- The id of the message before next_offset, where that was read: the stream is still the same if it's still there.
     last_message_id text,
     -- Messages that weren't recorded, and why: no message of the log; had been recorded; confirmed and lost by the broker.
     skipped         bigint NOT NULL DEFAULT 0,

@@ -137,14 +137,22 @@ pub struct LogMessage {
 }
 
 impl LogMessage {
-    /// Whether a message of another program is fit to be recorded.
+    /// The message that an AMQP `type` and a body make, whoever published it.
     ///
     /// # Errors
-    /// When it isn't: says which field, and why.
-    pub fn check(&self) -> Result<(), Invalid> {
+    /// When they make none: why, in words that quote nothing of it.
+    pub fn decode(kind: Option<&str>, body: &[u8]) -> Result<Self, Invalid> {
+        if kind.is_some_and(|kind| kind != MESSAGE) {
+            return Err(Invalid(format!("its type isn't `{MESSAGE}`")));
+        }
+        let message: Self = serde_json::from_slice(body).map_err(|error| {
+            let what = if error.is_data() { "its body isn't {text, key?}" } else { "its body is no JSON" };
+            Invalid(format!("{what}: line {}, column {}", error.line(), error.column()))
+        })?;
         let field = |name: &str, invalid: Invalid| Invalid(format!("{name} {}", invalid.0));
-        check_text(&self.text).map_err(|invalid| field("text", invalid))?;
-        self.key.as_deref().map_or(Ok(()), check_key).map_err(|invalid| field("key", invalid))
+        check_text(&message.text).map_err(|invalid| field("text", invalid))?;
+        message.key.as_deref().map_or(Ok(()), check_key).map_err(|invalid| field("key", invalid))?;
+        Ok(message)
     }
 
     /// The message, ready to be published in a run that began with the sequence `run`.
@@ -199,8 +207,12 @@ impl fmt::Display for MessageId<'_> {
 /// The publisher's promise: in a run that begins with sequence `run`, every sequence up to the message's own was sent
 /// before it, in order and on the same channel; everything below `run` had been confirmed when the run began; and a run
 /// whose confirms aren't complete is followed by another one from the first that lacks its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Watermark(Option<i64>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermark {
+    newest: i64,
+    /// Whether the newest was read just before: else there may be any others in between.
+    follows: bool,
+}
 
 /// What a message is to a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,27 +229,37 @@ pub enum Arrival {
 }
 
 impl Watermark {
-    /// Of a reader whose newest message had the sequence `seq`; `None` for one that begins, wherever that is.
-    pub fn new(seq: Option<i64>) -> Self {
-        Self(seq)
+    /// Of a reader that goes on after the message with the sequence `newest`; 0 if there was none.
+    pub fn after(newest: i64) -> Self {
+        Self { newest, follows: true }
+    }
+
+    /// Of a reader that begins somewhere, and has read up to the sequence `newest` elsewhere; 0 if it hasn't.
+    pub fn beginning(newest: i64) -> Self {
+        Self { newest, follows: false }
     }
 
     /// The newest sequence taken.
-    pub fn seq(self) -> Option<i64> {
-        self.0
+    pub fn newest(self) -> i64 {
+        self.newest
+    }
+
+    /// Whether it has begun.
+    pub fn follows(self) -> bool {
+        self.follows
     }
 
     /// Says what the next message of the stream is, and moves on if it's to be taken.
     pub fn meet(&mut self, seq: i64, run: i64) -> Arrival {
-        let expected = self.0.map_or(seq, |newest| newest + 1);
+        let expected = if self.follows { self.newest + 1 } else { seq };
         let arrival = match seq {
-            _ if seq < expected => Arrival::Again,
+            _ if seq <= self.newest => Arrival::Again,
             // Whatever is missing before a run was confirmed.
             _ if seq == expected.max(run) => Arrival::Next { missing: seq - expected },
             _ => Arrival::Early,
         };
         if matches!(arrival, Arrival::Next { .. }) {
-            self.0 = Some(seq);
+            *self = Self::after(seq);
         }
         arrival
     }
@@ -251,8 +273,7 @@ mod tests {
     const NEXT: Arrival = Next { missing: 0 };
 
     /// What a reader makes of runs, each given by its first sequence and what of it arrived.
-    fn met(newest: Option<i64>, runs: &[(i64, &[i64])]) -> Vec<Arrival> {
-        let mut watermark = Watermark::new(newest);
+    fn met(mut watermark: Watermark, runs: &[(i64, &[i64])]) -> Vec<Arrival> {
         runs.iter()
             .flat_map(|(run, seqs)| seqs.iter().map(|seq| (*seq, *run)))
             .map(|(s, r)| watermark.meet(s, r))
@@ -261,18 +282,21 @@ mod tests {
 
     #[test]
     fn a_run_that_is_sent_again_is_taken_once() {
-        assert_eq!(met(Some(0), &[(1, &[1, 2, 3]), (2, &[2, 3, 4])]), [NEXT, NEXT, NEXT, Again, Again, NEXT]);
+        assert_eq!(
+            met(Watermark::after(0), &[(1, &[1, 2, 3]), (2, &[2, 3, 4])]),
+            [NEXT, NEXT, NEXT, Again, Again, NEXT]
+        );
     }
 
     #[test]
     fn what_follows_one_that_failed_waits_for_it() {
-        let arrivals = met(Some(0), &[(1, &[1, 2, 4, 5]), (3, &[3, 4, 5])]);
+        let arrivals = met(Watermark::after(0), &[(1, &[1, 2, 4, 5]), (3, &[3, 4, 5])]);
         assert_eq!(arrivals, [NEXT, NEXT, Early, Early, NEXT, NEXT, NEXT]);
     }
 
     #[test]
     fn a_frozen_publishers_rest_amid_its_successors_changes_nothing() {
-        let mut watermark = Watermark::new(Some(3));
+        let mut watermark = Watermark::after(3);
         // The old run sent 5 and 6 while 4 was still on its way; the new run brings all of them.
         let arrivals = [(5, 1), (4, 4), (6, 1), (5, 4), (4, 1), (6, 4)].map(|(seq, run)| watermark.meet(seq, run));
         assert_eq!(arrivals, [Early, NEXT, Early, NEXT, Again, NEXT]);
@@ -280,14 +304,36 @@ mod tests {
 
     #[test]
     fn what_the_broker_confirmed_and_lost_is_counted_and_not_waited_for() {
-        assert_eq!(met(Some(10), &[(14, &[14, 15])]), [Next { missing: 3 }, NEXT]);
+        assert_eq!(met(Watermark::after(10), &[(14, &[14, 15])]), [Next { missing: 3 }, NEXT]);
         // The run's own first one failed as well: that will come again, and then the loss is told.
-        assert_eq!(met(Some(10), &[(14, &[15]), (14, &[14, 15])]), [Early, Next { missing: 3 }, NEXT]);
+        assert_eq!(met(Watermark::after(10), &[(14, &[15]), (14, &[14, 15])]), [Early, Next { missing: 3 }, NEXT]);
     }
 
     #[test]
     fn whoever_begins_takes_the_first_that_comes() {
-        assert_eq!(met(None, &[(1, &[700, 701]), (700, &[700, 701, 702])]), [NEXT, NEXT, Again, Again, NEXT]);
+        let runs: [(i64, &[i64]); 2] = [(1, &[700, 701]), (700, &[700, 701, 702])];
+        assert_eq!(met(Watermark::beginning(0), &runs), [NEXT, NEXT, Again, Again, NEXT]);
+        // What was read before isn't read again.
+        assert_eq!(met(Watermark::beginning(700), &runs), [Again, NEXT, Again, Again, NEXT]);
+    }
+
+    #[test]
+    fn what_is_no_message_is_told_without_being_quoted() {
+        let decode = |kind, body: &str| LogMessage::decode(kind, body.as_bytes()).map_err(|invalid| invalid.0);
+        assert_eq!(decode(None, r#"{"text":"a","other":1}"#).unwrap().text, "a");
+        assert_eq!(decode(Some(MESSAGE), r#"{"text":"a","key":"k"}"#).unwrap().key.as_deref(), Some("k"));
+        let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(TEXT_MAX + 1));
+        for (kind, body, why) in [
+            (Some("secret"), "{}", "type"),
+            (None, "secret", "no JSON"),
+            (None, r#"{"text":["secret"]}"#, "isn't {text, key?}"),
+            (None, r#"{"text":"secret","key":""}"#, "key must not be empty"),
+            (None, "{\"text\":\"secret\\u0000\"}", "text must not contain the NUL"),
+            (None, &long, "text must be at most"),
+        ] {
+            let error = decode(kind, body).unwrap_err();
+            assert!(error.contains(why) && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -3,13 +3,13 @@
 use broker::Delivery;
 use domain::{
     envelope::header,
-    log::{Arrival, LogMessage, MESSAGE, MessageId, Watermark},
+    log::{Arrival, LogMessage, MessageId, Watermark},
 };
 use std::collections::BTreeSet;
 use storage::consumer_offsets::{Passed, Position};
 
 /// What a batch comes to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Intake {
     /// To be recorded, in the order of the offsets.
     pub(crate) taken: Vec<Taken>,
@@ -41,38 +41,42 @@ pub(crate) struct Skipped {
 
 /// Sorts what has come of a partition of the log that ids begin with `log` for.
 pub(crate) fn sort(log: &str, partition: i32, position: &Position, deliveries: Vec<Delivery>) -> Intake {
-    let mut watermark = Watermark::new(position.seq);
-    let mut intake = Intake { position: position.clone(), ..Intake::default() };
+    let newest = position.seq.unwrap_or(0);
+    let mut watermark = if position.placed { Watermark::beginning(newest) } else { Watermark::after(newest) };
+    let (mut taken, mut skipped, mut passed) = (Vec::new(), Vec::new(), Passed::default());
+    let mut position = position.clone();
     for delivery in deliveries {
-        let Some(offset) = delivery.offset.filter(|offset| *offset >= intake.position.next_offset) else { continue };
-        intake.position.next_offset = offset + 1;
+        // An id that the database can't hold is none to it.
+        let storable = |id: &String| !id.contains('\0');
+        let Some(offset) = delivery.offset.filter(|offset| *offset >= position.next_offset) else { continue };
+        position.next_offset = offset + 1;
         let own = delivery.message_id.as_deref().and_then(MessageId::parse);
         let seq = own.filter(|id| id.log == log && id.partition == partition).map(|id| id.seq);
         if let Some(seq) = seq {
             // Somebody who copies messages may have left the header out.
             let run = delivery.headers.get(header::RUN).and_then(|run| run.parse().ok()).unwrap_or(seq);
             match watermark.meet(seq, run) {
-                Arrival::Next { missing } => intake.passed.missing += missing,
+                Arrival::Next { missing } => passed.missing += missing,
                 Arrival::Again | Arrival::Early => {
-                    intake.passed.repeated += 1;
-                    intake.position.last_message_id = delivery.message_id;
+                    passed.repeated += 1;
+                    position.last_message_id = delivery.message_id;
                     continue;
                 }
             }
         }
-        intake.position.last_message_id.clone_from(&delivery.message_id);
+        position.last_message_id = delivery.message_id.clone().filter(storable);
         match decode(&delivery) {
-            Ok(message) => intake.taken.push(Taken { offset, seq, message_id: delivery.message_id, message }),
+            Ok(message) => taken.push(Taken { offset, seq, message_id: delivery.message_id, message }),
             Err(reason) => {
-                // An id that the database can't hold is none to it.
-                let message_id = delivery.message_id.filter(|id| !id.contains('\0'));
-                intake.skipped.push(Skipped { offset, message_id, reason, body: delivery.body });
+                let message_id = delivery.message_id.filter(storable);
+                skipped.push(Skipped { offset, message_id, reason, body: delivery.body });
             }
         }
     }
-    intake.passed.skipped = intake.skipped.len().try_into().unwrap_or(i64::MAX);
-    intake.position.seq = watermark.seq();
-    intake
+    passed.skipped = skipped.len().try_into().unwrap_or(i64::MAX);
+    position.seq = Some(watermark.newest()).filter(|newest| *newest > 0);
+    position.placed = !watermark.follows();
+    Intake { taken, skipped, passed, position }
 }
 
 impl Intake {
@@ -92,18 +96,9 @@ impl Intake {
     }
 }
 
-/// The message, or why it's none, in words that quote nothing of it.
 fn decode(delivery: &Delivery) -> Result<LogMessage, String> {
-    if delivery.kind.as_deref().is_some_and(|kind| kind != MESSAGE) {
-        return Err("its type is another".into());
-    }
     if delivery.message_id.as_deref().is_some_and(|id| id.contains('\0')) {
         return Err("its message id contains the NUL character".into());
     }
-    let message: LogMessage = serde_json::from_slice(&delivery.body).map_err(|error| {
-        let what = if error.is_data() { "its body isn't {text, key?}" } else { "its body is no JSON" };
-        format!("{what}: line {}, column {}", error.line(), error.column())
-    })?;
-    message.check().map_err(|invalid| invalid.0)?;
-    Ok(message)
+    LogMessage::decode(delivery.kind.as_deref(), &delivery.body).map_err(|invalid| invalid.0)
 }

@@ -47,7 +47,7 @@ impl std::fmt::Display for End {
 
 /// Whether the message before the next one is known.
 pub(crate) fn is_anchored(position: &Position) -> bool {
-    position.next_offset > 0 && (position.seq.is_some() || position.last_message_id.is_some())
+    position.next_offset > 0 && (!position.placed || position.last_message_id.is_some())
 }
 
 /// Where to begin reading.
@@ -59,7 +59,8 @@ pub(crate) fn start(position: &Position) -> StreamOffset {
 pub(crate) fn check(log: &str, partition: i32, position: &Position, first: &Delivery) -> Result<(), Trouble> {
     let next = position.next_offset;
     let id = first.message_id.as_deref().and_then(MessageId::parse);
-    let follows = position.seq.is_some_and(|seq| id == Some(MessageId { log, partition, seq: seq + 1 }));
+    let follows =
+        !position.placed && position.seq.is_some_and(|seq| id == Some(MessageId { log, partition, seq: seq + 1 }));
     match first.offset {
         Some(offset) if offset == next - 1 && first.message_id == position.last_message_id => Ok(()),
         // The last one read was the last of what retention has removed. The broker uses some offsets for itself.

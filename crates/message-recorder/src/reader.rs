@@ -112,7 +112,7 @@ impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, partition: i32, stop: Stop, state: Arc<State>) -> Self {
         let stream = partition_stream(partition);
         let (database, retention) = (shared.database.clone(), shared.retention);
-        let start = place::start(&Position::default());
+        let start = place::start(&Position::placed(0, None));
         let consumer = Consumer::of_stream(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
             .on_connect(move |session| crate::members::declare(session, &database, retention));
         let away = shared.worker.backoff();
@@ -126,7 +126,7 @@ impl Reader {
 
     /// Reads until asked to stop.
     pub(crate) fn run(mut self) {
-        let mut position = Position::default();
+        let mut position = Position::placed(0, None);
         while let Err(end) = self.passage(&mut position) {
             match end {
                 End::Moved => log::info!(
@@ -161,7 +161,7 @@ impl Reader {
         let group = self.shared.group.as_str();
         if let (Trouble::Trimmed { first, .. }, Trimmed::First) = (trouble, self.shared.reading.trimmed) {
             log::warn!(group, partition = self.partition; "{trouble}: going on there");
-            let to = Position { next_offset: first, ..Position::default() };
+            let to = Position::placed(first, position.seq);
             let moved = self.shared.database.transaction_within(self.shared.reading.ttl(), |conn| {
                 let from = position.next_offset;
                 consumer_offsets::advance(conn, &self.shared.group, self.partition, from, &to, Passed::default())
@@ -215,7 +215,7 @@ impl Reader {
             Some(position) => position,
             None => {
                 consumer_offsets::create(&mut conn, group, &[(partition, 0)])?;
-                consumer_offsets::position(&mut conn, group, partition)?.unwrap_or_default()
+                consumer_offsets::position(&mut conn, group, partition)?.ok_or(storage::Error::NotFound("position"))?
             }
         };
         Ok(position)

@@ -5,20 +5,29 @@ use diesel::{
     PgConnection,
     prelude::*,
     sql_query,
-    sql_types::{Array, BigInt, Integer, Nullable, Text},
+    sql_types::{Array, BigInt, Bool, Integer, Nullable, Text},
 };
 use domain::log::Group;
 
 /// Where a group goes on with a partition.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Queryable, Selectable)]
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = consumer_offset)]
 pub struct Position {
     /// The offset of the next message.
     pub next_offset: i64,
-    /// The newest sequence recorded; `None` where reading is to begin.
+    /// Whether the group was put here and hasn't read on from here yet.
+    pub placed: bool,
+    /// The newest sequence recorded.
     pub seq: Option<i64>,
-    /// The id of the message before [`Self::next_offset`], if it has one and was read.
+    /// The id of the message before [`Self::next_offset`], where that was read and has one.
     pub last_message_id: Option<String>,
+}
+
+impl Position {
+    /// Where a group is put that has recorded sequences up to `seq`.
+    pub fn placed(next_offset: i64, seq: Option<i64>) -> Self {
+        Self { next_offset, placed: true, seq, last_message_id: None }
+    }
 }
 
 /// Messages that were read and not recorded.
@@ -84,7 +93,7 @@ pub fn advance(
     let moved = sql_query(
         r#"UPDATE consumer_offset
            SET next_offset = $4, seq = $5, last_message_id = $6, skipped = skipped + $7, repeated = repeated + $8,
-               missing = missing + $9, moved_at = clock_timestamp()
+               missing = missing + $9, placed = $10, moved_at = clock_timestamp()
            WHERE "group" = $1 AND partition = $2 AND next_offset = $3"#,
     )
     .bind::<Text, _>(group.as_str())
@@ -96,6 +105,7 @@ pub fn advance(
     .bind::<BigInt, _>(passed.skipped)
     .bind::<BigInt, _>(passed.repeated)
     .bind::<BigInt, _>(passed.missing)
+    .bind::<Bool, _>(to.placed)
     .execute(conn)?;
     Ok(moved == 1)
 }
@@ -146,7 +156,7 @@ pub fn reset(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64
     sql_query(
         r#"INSERT INTO consumer_offset ("group", partition, next_offset) VALUES ($1, $2, $3)
            ON CONFLICT ("group", partition) DO UPDATE
-           SET next_offset = $3, seq = NULL, last_message_id = NULL, moved_at = clock_timestamp()"#,
+           SET next_offset = $3, placed = true, last_message_id = NULL, moved_at = clock_timestamp()"#,
     )
     .bind::<Text, _>(group.as_str())
     .bind::<Integer, _>(partition)
@@ -160,5 +170,16 @@ pub fn reset(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64
             .execute(conn)
     };
     delete(conn, "skipped_message")?;
-    Ok(delete(conn, "message")?)
+    let removed = delete(conn, "message")?;
+    // What is left isn't to be recorded again, should it stand in the stream once more.
+    sql_query(
+        r#"UPDATE consumer_offset SET seq = (
+               SELECT seq FROM message WHERE "group" = $1 AND partition = $2 AND seq IS NOT NULL
+               ORDER BY "offset" DESC LIMIT 1)
+           WHERE "group" = $1 AND partition = $2"#,
+    )
+    .bind::<Text, _>(group.as_str())
+    .bind::<Integer, _>(partition)
+    .execute(conn)?;
+    Ok(removed)
 }

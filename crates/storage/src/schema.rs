@@ -47,6 +47,7 @@ diesel::table! {
         group -> Text,
         partition -> Int4,
         next_offset -> Int8,
+        placed -> Bool,
         seq -> Nullable<Int8>,
         last_message_id -> Nullable<Text>,
         skipped -> Int8,

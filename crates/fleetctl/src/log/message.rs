@@ -3,7 +3,7 @@
 use crate::output::{hex, short, time, visible};
 use broker::{Consumer, Delivery, Error, Settings, StreamOffset};
 use chrono::{DateTime, Utc};
-use domain::log::{LogMessage, MESSAGE, MessageId, partition_stream};
+use domain::log::{LogMessage, MessageId, partition_stream};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -52,14 +52,14 @@ impl Message {
             body_hex: None,
             message_id: None,
         };
-        match decode(&delivery) {
+        match LogMessage::decode(delivery.kind.as_deref(), &delivery.body) {
             Ok(LogMessage { text, key, accepted_at }) => {
                 message.text = Some(text);
                 message.key = key;
                 message.accepted_at = accepted_at;
             }
             Err(problem) => {
-                message.problem = Some(problem);
+                message.problem = Some(problem.0);
                 match String::from_utf8(delivery.body) {
                     Ok(text) => message.body = Some(text),
                     Err(error) => message.body_hex = Some(hex(error.as_bytes(), "")),
@@ -98,16 +98,6 @@ impl Message {
         let Self { partition, offset, .. } = self;
         format!("{partition}/{offset}  {}  {}  {}  {}", self.time(), self.id(), self.key(), self.text(full))
     }
-}
-
-/// As those who record it take it.
-fn decode(delivery: &Delivery) -> Result<LogMessage, String> {
-    if let Some(kind) = delivery.kind.as_deref().filter(|kind| *kind != MESSAGE) {
-        return Err(format!("its type is `{kind}`"));
-    }
-    let message: LogMessage = serde_json::from_slice(&delivery.body).map_err(|error| error.to_string())?;
-    message.check().map_err(|invalid| invalid.to_string())?;
-    Ok(message)
 }
 
 /// Reads a partition's stream, over lost connections.

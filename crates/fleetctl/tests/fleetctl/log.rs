@@ -99,7 +99,8 @@ impl Stage {
     fn read(&self, group: &Group, partition: i32, offset: i64) {
         let rows: Vec<_> = (0..offset).map(|offset| (offset, Some(offset + 1), None)).collect();
         self.record(group, partition, &rows);
-        let to = Position { next_offset: offset, seq: (offset > 0).then_some(offset), last_message_id: None };
+        let to =
+            Position { next_offset: offset, placed: false, seq: (offset > 0).then_some(offset), last_message_id: None };
         self.with(|conn| {
             consumer_offsets::create(conn, group, &[(partition, 0)])?;
             assert!(consumer_offsets::advance(conn, group, partition, 0, &to, Passed::default())?);
@@ -196,7 +197,7 @@ fn groups_are_shown_with_lag_holder_and_what_they_havent_recorded() {
     stage.read(&recorder, 3, 7);
     let passed = Passed { skipped: 1, repeated: 2, missing: 3 };
     stage.with(|conn| {
-        let to = Position { next_offset: 7, seq: Some(4), last_message_id: None };
+        let to = Position { next_offset: 7, placed: false, seq: Some(4), last_message_id: None };
         assert!(consumer_offsets::advance(conn, &recorder, 0, 4, &to, passed)?);
         leases::attend(conn, &recorder.service(), "host-17-abcdef", A_LONG_TIME)?;
         leases::claim(conn, "host-17-abcdef", A_LONG_TIME, &[&recorder.resource(0)], 1)?;
@@ -619,13 +620,13 @@ fn verifying_the_log_waits_until_the_group_has_all_that_was_accepted() {
     // The group begins behind what partition 1 has.
     run(stage.fleetctl(&["log", "reset-offset", "--group", "recorder", "--partition", "1", "--next"]), 0);
     stage.with(|conn| {
-        let to = |seq| Position { next_offset: seq, seq: Some(seq), last_message_id: None };
+        let to = |seq| Position { next_offset: seq, placed: false, seq: Some(seq), last_message_id: None };
         consumer_offsets::advance(conn, &recorder, 0, 0, &to(9), Passed::default())
     });
     let shown = run(stage.fleetctl(&verify("0s")), 1);
     assert!(shown.contains("still under way: partition 0: recorded up to 9 of 10\n"), "{shown}");
     stage.with(|conn| {
-        let to = |seq| Position { next_offset: seq, seq: Some(seq), last_message_id: None };
+        let to = |seq| Position { next_offset: seq, placed: false, seq: Some(seq), last_message_id: None };
         consumer_offsets::advance(conn, &recorder, 0, 9, &to(10), Passed::default())
     });
     assert!(!checked(&child.wait_with_output().unwrap(), 0).contains("under way"));
