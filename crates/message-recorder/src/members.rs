@@ -13,12 +13,15 @@ use domain::{
 use sequenced::Leases;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 use storage::{Database, partitions};
-use telemetry::{PartitionsChanged, emit};
+use telemetry::{BrokerLost, DatabaseUnavailable, PartitionsChanged, emit};
 use worker::{
     HealthSettings, Pulse, Stop,
     health::{self, Health},
@@ -88,8 +91,10 @@ impl Recorder {
         let held = Arc::new(Mutex::new(Partitions::new()));
         // A round takes as long as the database may take to answer.
         let pulse = Arc::new(Pulse::new(Duration::from_millis(self.worker.time_limit_ms)));
-        let _health = health::serve(&self.health, health(&held, &pulse, &self.database))?;
+        let begun = Arc::<AtomicBool>::default();
+        let _health = health::serve(&self.health, health(&begun, &held, &pulse, &self.database))?;
         let Some(log) = self.begin(stop, &pulse)? else { return Ok(()) };
+        begun.store(true, Ordering::Relaxed);
 
         let mut leases = Leases::new(self.leases.clone(), &self.group.service(), self.reading.ttl());
         let shared = Arc::new(Shared {
@@ -117,7 +122,7 @@ impl Recorder {
             declare(survey.session(), &self.database, self.retention)?;
             Ok(survey)
         };
-        let mut away = self.worker.backoff();
+        let (mut broker_away, mut database_away) = (self.worker.backoff(), self.worker.backoff());
         loop {
             pulse.beat();
             let begun = group::found(&self.database, survey, &self.group, self.from)
@@ -126,12 +131,20 @@ impl Recorder {
                 Ok(log) => return Ok(Some(log)),
                 Err(error) => error,
             };
-            if matches!(error.downcast_ref(), Some(broker::Error::Url(_))) {
-                return Err(error);
-            }
-            let (delay, say) = away.failed();
+            let lost_broker = match error.downcast_ref() {
+                Some(broker::Error::Url(_)) => return Err(error),
+                broker => broker.is_some_and(broker::Error::is_lost),
+            };
+            let (delay, say) = if lost_broker { broker_away.failed() } else { database_away.failed() };
             if say {
-                log::warn!(group = self.group.as_str(); "can't begin yet, tried again: {error:#}");
+                let chain = format_args!("{error:#}");
+                if lost_broker {
+                    emit(BrokerLost { purpose: "survey", error: &chain, retry_in: delay });
+                } else if matches!(error.downcast_ref(), Some(storage::Error::Unavailable(_))) {
+                    emit(DatabaseUnavailable { error: &chain, retry_in: Some(delay) });
+                } else {
+                    log::warn!(group = self.group.as_str(); "can't begin yet, tried again: {error:#}");
+                }
             }
             if stop.wait(delay) {
                 return Ok(None);
@@ -260,12 +273,13 @@ impl Member {
     }
 }
 
-fn health(held: &Arc<Mutex<Partitions>>, pulse: &Arc<Pulse>, database: &Database) -> Health {
-    let (pulse, database) = (pulse.clone(), database.probe());
+fn health(begun: &Arc<AtomicBool>, held: &Arc<Mutex<Partitions>>, pulse: &Arc<Pulse>, database: &Database) -> Health {
+    let (begun, pulse, database) = (begun.clone(), pulse.clone(), database.probe());
     let (connected, going) = (held.clone(), held.clone());
     let said = |well: bool, otherwise: &str| if well { Ok(()) } else { Err(otherwise.to_owned()) };
     Health::new()
         .live("member", move || said(pulse.is_alive(), "it hasn't moved for too long"))
+        .ready("group", move || said(begun.load(Ordering::Relaxed), "it hasn't begun; the log says why"))
         .ready("broker", move || said(lock(&connected).values().all(|held| held.link.is_connected()), "not connected"))
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
         .ready("partitions", move || {
