@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Every service of the fleet, in the order in which they're started.
-pub const SERVICES: [&str; 9] = [
+pub const SERVICES: [&str; 10] = [
     "api-gateway",
     "outbox-relay",
     "dead-letter-recorder",
@@ -25,6 +25,7 @@ pub const SERVICES: [&str; 9] = [
     "email-notifier",
     "sms-notifier",
     "event-processor",
+    "message-recorder",
 ];
 
 /// Which process of a fleet: the service's name and a number.

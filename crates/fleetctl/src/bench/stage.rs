@@ -67,8 +67,8 @@ impl Stage {
         for service in ["api-gateway", "outbox-relay"] {
             self.fleet.start(service, &[])?;
         }
-        // The event processor has nothing to do with tweets.
-        let others = ["api-gateway", "outbox-relay", "event-processor"];
+        // These have nothing to do with tweets.
+        let others = ["api-gateway", "outbox-relay", "event-processor", "message-recorder"];
         for service in SERVICES.into_iter().filter(|service| !others.contains(service)) {
             self.fleet.start(service, workers)?;
         }
