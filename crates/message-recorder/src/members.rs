@@ -108,7 +108,7 @@ impl Recorder {
             database: self.database,
             until: Mutex::new(Instant::now()),
         });
-        let member = Member { shared, held };
+        let member = Member { shared, held, database: self.leases };
         let shared_out = member.share(&mut leases, stop, &pulse);
         member.leave(leases, &pulse);
         shared_out
@@ -157,6 +157,8 @@ impl Recorder {
 struct Member {
     shared: Arc<Shared>,
     held: Arc<Mutex<Partitions>>,
+    /// For what the leases need.
+    database: Database,
 }
 
 impl Member {
@@ -187,7 +189,7 @@ impl Member {
 
     fn share_once(&self, leases: &mut Leases) -> anyhow::Result<()> {
         let group = &self.shared.group;
-        let count = partitions::count(&mut *self.shared.database.connection()?)?;
+        let count = partitions::count(&mut *self.database.connection()?)?;
         let resources: BTreeMap<String, i32> = (0..count).map(|number| (group.resource(number), number)).collect();
         let names: Vec<String> = resources.keys().cloned().collect();
         let round = leases.round(&names)?;
