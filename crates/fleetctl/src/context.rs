@@ -60,6 +60,7 @@ struct MessageRecorderSection {
 /// Of the recorder's settings, what commands need.
 #[derive(Deserialize)]
 struct Recorder {
+    batch: usize,
     lease_ttl_ms: i64,
 }
 
@@ -159,6 +160,11 @@ impl Context {
     /// How long a member of a consumer group may be silent before others take its partitions over.
     pub(crate) fn recorder_lease_ttl_ms(&self) -> anyhow::Result<i64> {
         Ok(self.settings::<MessageRecorderSection>()?.message_recorder.lease_ttl_ms)
+    }
+
+    /// The most messages that a recorder records in one transaction.
+    pub(crate) fn recorder_batch(&self) -> anyhow::Result<usize> {
+        Ok(self.settings::<MessageRecorderSection>()?.message_recorder.batch)
     }
 
     /// Where the broker's management API is, if that's known.

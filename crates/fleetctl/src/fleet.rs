@@ -51,6 +51,14 @@ impl Process {
             own.then(|| u16::from_str_radix(local.rsplit(':').next()?, 16).ok()).flatten()
         })
     }
+
+    /// What the kernel says of its memory, in bytes.
+    fn memory(&self, name: &Name, field: &str) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.parse::<u64>().ok());
+        Ok(kib.with_context(|| format!("{} {} has ended, or the kernel tells no memory", name.0, name.1))? * 1024)
+    }
 }
 
 /// Processes that end with this value, and at the latest with the thread that started them, however that ends.
@@ -297,15 +305,17 @@ impl Fleet {
     /// # Errors
     /// When a process has ended, or there is no `/proc`.
     pub fn resident_bytes(&self) -> anyhow::Result<Vec<(Name, u64)>> {
-        let resident = |(name, process): (&Name, &Process)| {
-            let status = fs::read_to_string(format!("/proc/{}/status", process.child.id()))
-                .with_context(|| format!("{} {} has ended", name.0, name.1))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let kib =
-                line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.parse::<u64>().ok());
-            Ok((name.clone(), kib.context("the kernel tells no resident memory")? * 1024))
-        };
+        let resident = |(name, process): (&Name, &Process)| Ok((name.clone(), process.memory(name, "VmRSS:")?));
         self.processes.iter().map(resident).collect()
+    }
+
+    /// The most resident memory that a process has had so far, in bytes.
+    ///
+    /// # Errors
+    /// When there's no such process, it has ended, or there is no `/proc`.
+    pub fn peak_resident_bytes(&self, name: &Name) -> anyhow::Result<u64> {
+        let process = self.processes.get(name).with_context(|| format!("there is no {} {}", name.0, name.1))?;
+        process.memory(name, "VmHWM:")
     }
 }
 

@@ -1,13 +1,14 @@
 //! For benchmarks: plenty of rows quickly, the same rows written by plain statements, and when rows have arrived.
 
-use crate::{Count, Result, schema::feed_entry};
+use crate::{Count, Result, messages::NewMessage, schema::feed_entry};
+use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
     prelude::*,
     sql_query,
-    sql_types::{Array, BigInt, Double, Nullable, Text},
+    sql_types::{Array, BigInt, Double, Integer, Nullable, Text, Timestamptz},
 };
-use domain::{TweetId, UserId, values::Channel};
+use domain::{TweetId, UserId, log::Group, values::Channel};
 
 /// Makes `count` users with ids `first …`, every other one with a phone, in a database where those ids are free.
 ///
@@ -200,6 +201,19 @@ pub fn server_version(conn: &mut PgConnection) -> Result<String> {
         .server_version)
 }
 
+/// What time it is for the database.
+///
+/// # Errors
+/// The database's.
+pub fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>> {
+    #[derive(QueryableByName)]
+    struct Now {
+        #[diesel(sql_type = Timestamptz)]
+        now: DateTime<Utc>,
+    }
+    Ok(sql_query("SELECT clock_timestamp() AS now").get_result::<Now>(conn)?.now)
+}
+
 /// What account events leave behind, written by plain statements: `count` rows of `stream_event` that say they're applied,
 /// and their effects, for accounts `<prefix>0 …` in turn.
 ///
@@ -268,6 +282,112 @@ pub fn longest_pause_ms(conn: &mut PgConnection, prefix: &str) -> Result<Option<
                                     WHERE stream = 'account_event' AND key >= $1 AND key < $1 || '~')) pauses",
     )
     .bind::<Text, _>(prefix)
+    .get_result::<Millis>(conn)?
+    .ms)
+}
+
+/// How many messages of the log are known to be in their streams.
+///
+/// # Errors
+/// The database's.
+pub fn messages_published(conn: &mut PgConnection) -> Result<i64> {
+    let published: Count =
+        sql_query("SELECT coalesce(sum(seq - cardinality(taken)), 0)::bigint AS n FROM message_partition")
+            .get_result(conn)?;
+    Ok(published.n)
+}
+
+/// Removes what the groups have recorded, so that every measurement begins with the same table. How far they are stays.
+///
+/// # Errors
+/// The database's.
+pub fn forget_messages(conn: &mut PgConnection) -> Result<()> {
+    sql_query("TRUNCATE message").execute(conn)?;
+    Ok(())
+}
+
+/// Makes a table for [`plain_messages`] to write, empty and like `message` in all.
+///
+/// # Errors
+/// The database's.
+pub fn create_plain_message(conn: &mut PgConnection) -> Result<()> {
+    sql_query("CREATE TABLE plain_message (LIKE message INCLUDING ALL)").execute(conn)?;
+    Ok(())
+}
+
+/// Removes that table.
+///
+/// # Errors
+/// The database's.
+pub fn drop_plain_message(conn: &mut PgConnection) -> Result<()> {
+    sql_query("DROP TABLE plain_message").execute(conn)?;
+    Ok(())
+}
+
+/// Writes what a process has recorded of a partition for a group, by one plain statement, which is a transaction of its own
+/// outside of any other.
+///
+/// # Errors
+/// The database's.
+pub fn plain_messages(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<usize> {
+    let Some(one) = messages.first() else { return Ok(0) };
+    Ok(sql_query(
+        r#"INSERT INTO plain_message ("group", partition, "offset", seq, message_id, key, text, accepted_at, recorded_by)
+           SELECT $1, $2, "offset", seq, message_id, key, text, accepted_at, $3
+           FROM unnest($4, $5, $6, $7, $8, $9) AS new ("offset", seq, message_id, key, text, accepted_at)"#,
+    )
+    .bind::<Text, _>(one.group)
+    .bind::<Integer, _>(one.partition)
+    .bind::<Text, _>(one.recorded_by)
+    .bind::<Array<BigInt>, _>(messages.iter().map(|message| message.offset).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(messages.iter().map(|message| message.seq).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Text>>, _>(messages.iter().map(|message| message.message_id).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Text>>, _>(messages.iter().map(|message| message.key).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(messages.iter().map(|message| message.text).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Timestamptz>>, _>(messages.iter().map(|message| message.accepted_at).collect::<Vec<_>>())
+    .execute(conn)?)
+}
+
+/// The time in milliseconds from a message's acceptance to its record that this share of what the group has recorded doesn't
+/// exceed.
+///
+/// # Errors
+/// The database's.
+pub fn message_latency_ms(conn: &mut PgConnection, group: &Group, share: f64) -> Result<Option<f64>> {
+    Ok(sql_query(
+        r#"SELECT percentile_disc($2) WITHIN GROUP (ORDER BY extract(epoch FROM recorded_at - accepted_at)::float8 * 1000)
+                  AS ms
+           FROM message WHERE "group" = $1"#,
+    )
+    .bind::<Text, _>(group.as_str())
+    .bind::<Double, _>(share)
+    .get_result::<Millis>(conn)?
+    .ms)
+}
+
+/// How many milliseconds after `since` the last of these partitions is read again by anybody but `gone`; `None` as long as
+/// one isn't.
+///
+/// # Errors
+/// The database's.
+pub fn read_again_ms(
+    conn: &mut PgConnection,
+    group: &Group,
+    partitions: &[i32],
+    gone: &str,
+    since: DateTime<Utc>,
+) -> Result<Option<f64>> {
+    Ok(sql_query(
+        r#"SELECT CASE WHEN count(*) = cardinality($2) THEN max(ms) END AS ms
+           FROM (SELECT extract(epoch FROM min(recorded_at) - $4)::float8 * 1000 AS ms
+                 FROM message
+                 WHERE "group" = $1 AND partition = ANY ($2) AND recorded_by <> $3 AND recorded_at > $4
+                 GROUP BY partition) first"#,
+    )
+    .bind::<Text, _>(group.as_str())
+    .bind::<Array<Integer>, _>(partitions)
+    .bind::<Text, _>(gone)
+    .bind::<Timestamptz, _>(since)
     .get_result::<Millis>(conn)?
     .ms)
 }

@@ -62,6 +62,12 @@ pub struct Recorded {
     /// When the first of them was accepted.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub first_accepted_at: Option<DateTime<Utc>>,
+    /// When the last one of them was accepted.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub last_accepted_at: Option<DateTime<Utc>>,
+    /// When the first of them was recorded.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub first_recorded_at: Option<DateTime<Utc>>,
     /// When the last one of them was recorded.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub last_recorded_at: Option<DateTime<Utc>>,
@@ -73,7 +79,8 @@ pub struct Recorded {
 /// The database's.
 pub fn recorded(conn: &mut PgConnection, group: &Group, prefix: &str) -> Result<Recorded> {
     Ok(sql_query(
-        r#"SELECT count(*) AS messages, min(accepted_at) AS first_accepted_at, max(recorded_at) AS last_recorded_at
+        r#"SELECT count(*) AS messages, min(accepted_at) AS first_accepted_at, max(accepted_at) AS last_accepted_at,
+                  min(recorded_at) AS first_recorded_at, max(recorded_at) AS last_recorded_at
            FROM message WHERE "group" = $1 AND starts_with(text, $2)"#,
     )
     .bind::<Text, _>(group.as_str())

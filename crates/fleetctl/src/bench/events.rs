@@ -3,7 +3,7 @@
 use super::{
     Events,
     report::{Figure, Machine, Report, median, spread},
-    stage::Stage,
+    stage::{Stage, finish, until},
 };
 use crate::{Outcome, context::Context, fleet::Name, progress::Progress};
 use anyhow::{Context as _, ensure};
@@ -11,10 +11,8 @@ use domain::stream::{ACCOUNT_EVENT, shard_resource};
 use rustix::process::Signal;
 use std::{
     collections::BTreeSet,
-    env,
     io::Write,
-    process::{Child, Command, Stdio},
-    thread,
+    process::Child,
     time::{Duration, Instant},
 };
 use storage::{
@@ -26,9 +24,6 @@ use storage::{
 const PROCESSOR: &str = "event-processor";
 const WORK_MS: &str = "MURMURATION__EVENT_PROCESSOR__WORK_MS";
 const PREFETCH: &str = "MURMURATION__EVENT_PROCESSOR__PREFETCH";
-
-/// Longer than any run here takes on the slowest of machines.
-const LIMIT: Duration = Duration::from_secs(600);
 
 /// Measures, prints the table, and writes it with the JSON.
 pub(super) fn run(args: &Events, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
@@ -67,32 +62,11 @@ pub(super) fn run(args: &Events, context: &Context, out: &mut dyn Write) -> anyh
     Ok(Outcome::Done)
 }
 
-/// This program, on the benchmark's servers.
-fn fleetctl(stage: &Stage, args: &[String]) -> anyhow::Result<Child> {
-    Command::new(env::current_exe().context("can't tell where this program is")?)
-        .args(args)
-        .env("DATABASE_URL", stage.url.expose())
-        .env("AMQP_URL", stage.broker.url.expose())
-        .env("GATEWAY_URL", stage.fleet.gateway_url())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("can't start fleetctl")
-}
-
-fn finish(child: Child, what: &str) -> anyhow::Result<()> {
-    let output = child.wait_with_output().with_context(|| format!("can't look after {what}"))?;
-    let [said, error] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).trim().to_owned());
-    ensure!(output.status.success(), "{what} failed: {said}\n{error}");
-    Ok(())
-}
-
 /// `fleetctl load events`.
 fn load(stage: &Stage, prefix: &str, accounts: u32, events: u32, more: &[&str]) -> anyhow::Result<Child> {
     let (accounts, events) = (accounts.to_string(), events.to_string());
     let args = ["load", "events", "--prefix", prefix, "--accounts", &accounts, "--events", &events, "--seed", "7"];
-    fleetctl(stage, &args.iter().chain(more).map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
+    stage.fleetctl(args.into_iter().chain(more.iter().copied()))
 }
 
 /// Starts processes, with none of an earlier run left.
@@ -117,15 +91,6 @@ fn shared_by(stage: &Stage, processes: u32) -> anyhow::Result<()> {
         Ok(all_held && holders.len() == processes as usize)
     };
     until(shared, "the processes don't share the shards")
-}
-
-fn until(mut done: impl FnMut() -> anyhow::Result<bool>, otherwise: &str) -> anyhow::Result<()> {
-    let end = Instant::now() + LIMIT;
-    while !done()? {
-        ensure!(Instant::now() < end, "{otherwise} after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// Waits until nothing waits any more, and checks that all of it took effect once and in order.
@@ -347,8 +312,7 @@ fn resharded(stage: &mut Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()>
     for (through, shards) in [(EVENTS / 6, "32"), (EVENTS / 2, "8")] {
         until(|| Ok(applied(&mut conn, "shards-")? >= i64::from(through)), "too few events are through")?;
         let began = Instant::now();
-        let args = ["reshard", "account_event", "--shards", shards].map(String::from);
-        finish(fleetctl(stage, &args)?, "resharding")?;
+        finish(stage.fleetctl(["reshard", "account_event", "--shards", shards])?, "resharding")?;
         seconds.push(format!("{:.1} s", began.elapsed().as_secs_f64()));
     }
     finish(loading, "the load")?;

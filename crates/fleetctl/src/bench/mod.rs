@@ -5,6 +5,7 @@
 
 mod events;
 mod fanout;
+mod messages;
 mod report;
 mod stage;
 
@@ -23,12 +24,18 @@ pub(crate) enum Command {
     ///
     /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
     Events(Events),
+    /// The message log: how fast it's replayed, beside plain INSERTs of the same rows, how soon a message is recorded, and
+    /// how soon somebody else reads on after a kill
+    ///
+    /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
+    Messages(Messages),
 }
 
 pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     match command {
         Command::Fanout(args) => fanout::run(args, context, out),
         Command::Events(args) => events::run(args, context, out),
+        Command::Messages(args) => messages::run(args, context, out),
     }
 }
 
@@ -73,6 +80,22 @@ pub(crate) struct Events {
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10_000..=10_000_000))]
     fast_events: u32,
     /// How often figures are taken that are compared with others; the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// How to measure it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Messages {
+    /// How many messages are replayed
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(10_000..=5_000_000))]
+    messages: u32,
+    /// How long messages come in whose way to the record is timed, 1000 a second, in seconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=300))]
+    seconds: u32,
+    /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     #[command(flatten)]

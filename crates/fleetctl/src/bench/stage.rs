@@ -5,14 +5,22 @@ use crate::{
     context::Context,
     fleet::{Fleet, SERVICES},
 };
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use management::Management;
 use settings::Secret;
-use std::time::Duration;
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 use storage::{Connection, Database, admin, migrations};
 use url::Url;
 
 const NAME: &str = "murmuration_bench";
+
+/// Longer than any run takes on the slowest of machines.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Set up by [`Stage::new`], taken down when dropped.
 pub(super) struct Stage {
@@ -75,6 +83,20 @@ impl Stage {
         self.fleet.wait_ready(Duration::from_secs(60))
     }
 
+    /// Starts this program, on the benchmark's servers.
+    pub(super) fn fleetctl<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Child> {
+        Command::new(env::current_exe().context("can't tell where this program is")?)
+            .args(args)
+            .env("DATABASE_URL", self.url.expose())
+            .env("AMQP_URL", self.broker.url.expose())
+            .env("GATEWAY_URL", self.fleet.gateway_url())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("can't start fleetctl")
+    }
+
     /// Stops every process.
     pub(super) fn stop(&mut self) -> anyhow::Result<()> {
         for name in self.fleet.names() {
@@ -102,4 +124,22 @@ impl Drop for Stage {
             log::warn!("the database {NAME} stays behind: {error:#}");
         }
     }
+}
+
+/// Waits until it's done, looking every now and then.
+pub(super) fn until(mut done: impl FnMut() -> anyhow::Result<bool>, otherwise: &str) -> anyhow::Result<()> {
+    let end = Instant::now() + LIMIT;
+    while !done()? {
+        ensure!(Instant::now() < end, "{otherwise} after {LIMIT:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Waits until a program has ended that must succeed.
+pub(super) fn finish(child: Child, what: &str) -> anyhow::Result<()> {
+    let output = child.wait_with_output().with_context(|| format!("can't look after {what}"))?;
+    let [said, error] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).trim().to_owned());
+    ensure!(output.status.success(), "{what} failed: {said}\n{error}");
+    Ok(())
 }
