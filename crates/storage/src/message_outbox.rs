@@ -39,7 +39,7 @@ pub fn append(conn: &mut PgConnection, new: &New<'_>, correlation_id: Option<&st
                 id, CASE WHEN $3 THEN $4 || ' #' || i ELSE $4 END, $5, $6
          FROM (SELECT count(*)::integer AS n FROM message_partition) partitions,
               (SELECT i, nextval('message_outbox_id') AS id FROM generate_series(0, $7 - 1) i) new
-         WHERE $1 IS NULL OR $1 < n",
+         WHERE $1 IS NULL OR $1 BETWEEN 0 AND n - 1",
     )
     .bind::<Nullable<Integer>, _>(new.partition)
     .bind::<Nullable<Integer>, _>(new.key.map(key_hash))
