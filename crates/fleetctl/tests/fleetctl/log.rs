@@ -273,7 +273,10 @@ fn a_partition_is_browsed_from_any_place_that_it_has() {
     assert_eq!(rows[1][2..4], ["theirs", "-"]);
     assert!(rows[1][4].ends_with("xx…") && rows[1][4].chars().count() == 80, "{shown}");
     assert_eq!(rows[2][1..4], ["2023-11-14 22:13:20", "-", "-"]);
-    assert!(rows[2][4].starts_with("(no message: its body is no JSON") && rows[2][4].ends_with(r"not JSON\u{7}"), "{shown}");
+    assert!(
+        rows[2][4].starts_with("(no message: its body is no JSON") && rows[2][4].ends_with(r"not JSON\u{7}"),
+        "{shown}"
+    );
     assert!(rows[3][4].starts_with("(no message: its type isn't `message`) {"), "{shown}");
     assert!(rows[4][4].ends_with(" fffe"), "{shown}");
     assert!(run(stage.fleetctl(&[&others[..], &["--full"]].concat()), 0).contains(&long));
