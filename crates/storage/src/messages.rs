@@ -10,7 +10,7 @@ use diesel::{
     PgConnection,
     prelude::*,
     sql_query,
-    sql_types::{BigInt, Integer, Nullable, Text, Timestamptz},
+    sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz},
 };
 use domain::log::Group;
 use std::collections::BTreeSet;
@@ -41,12 +41,32 @@ pub struct NewMessage<'a> {
 
 /// Records messages, in the transaction that moves the group on.
 ///
+/// Not by COPY: while the server waits for a copy's data it minds no time limit, so a process that freezes amid one would keep
+/// others from reading on.
+///
 /// # Errors
 /// The database's.
 pub fn record(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()> {
-    if !messages.is_empty() {
-        diesel::copy_from(message::table).from_insertable(messages).execute(conn)?;
+    fn column<'a, T>(messages: &[NewMessage<'a>], of: impl Fn(&NewMessage<'a>) -> T) -> Vec<T> {
+        messages.iter().map(of).collect()
     }
+    if messages.is_empty() {
+        return Ok(());
+    }
+    sql_query(
+        r#"INSERT INTO message ("group", partition, "offset", seq, message_id, key, text, accepted_at, recorded_by)
+           SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+    )
+    .bind::<Array<Text>, _>(column(messages, |new| new.group))
+    .bind::<Array<Integer>, _>(column(messages, |new| new.partition))
+    .bind::<Array<BigInt>, _>(column(messages, |new| new.offset))
+    .bind::<Array<Nullable<BigInt>>, _>(column(messages, |new| new.seq))
+    .bind::<Array<Nullable<Text>>, _>(column(messages, |new| new.message_id))
+    .bind::<Array<Nullable<Text>>, _>(column(messages, |new| new.key))
+    .bind::<Array<Text>, _>(column(messages, |new| new.text))
+    .bind::<Array<Nullable<Timestamptz>>, _>(column(messages, |new| new.accepted_at))
+    .bind::<Array<Text>, _>(column(messages, |new| new.recorded_by))
+    .execute(conn)?;
     Ok(())
 }
 

@@ -1,0 +1,11 @@
+//! The real binary, as processes on real servers that are killed, frozen and stopped. Whatever a test does: every group
+//! records each message that was accepted once, and those of a key in their order.
+
+mod absent;
+mod foreign;
+mod groups;
+mod kills;
+mod places;
+mod settings;
+mod sharing;
+mod stage;
