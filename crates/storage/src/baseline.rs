@@ -1,6 +1,10 @@
 //! For benchmarks: plenty of rows quickly, the same rows written by plain statements, and when rows have arrived.
 
-use crate::{Count, Result, messages::NewMessage, schema::feed_entry};
+use crate::{
+    Count, Result,
+    messages::{self, NewMessage},
+    schema::feed_entry,
+};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -324,28 +328,13 @@ pub fn drop_plain_message(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Writes what a process has recorded of a partition for a group, by one plain statement, which is a transaction of its own
-/// outside of any other.
+/// Writes what a process has recorded of a partition for a group, by the one plain statement that [`messages::record`] writes
+/// it with; outside of any transaction it's one of its own.
 ///
 /// # Errors
 /// The database's.
-pub fn plain_messages(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<usize> {
-    let Some(one) = messages.first() else { return Ok(0) };
-    Ok(sql_query(
-        r#"INSERT INTO plain_message ("group", partition, "offset", seq, message_id, key, text, accepted_at, recorded_by)
-           SELECT $1, $2, "offset", seq, message_id, key, text, accepted_at, $3
-           FROM unnest($4, $5, $6, $7, $8, $9) AS new ("offset", seq, message_id, key, text, accepted_at)"#,
-    )
-    .bind::<Text, _>(one.group)
-    .bind::<Integer, _>(one.partition)
-    .bind::<Text, _>(one.recorded_by)
-    .bind::<Array<BigInt>, _>(messages.iter().map(|message| message.offset).collect::<Vec<_>>())
-    .bind::<Array<Nullable<BigInt>>, _>(messages.iter().map(|message| message.seq).collect::<Vec<_>>())
-    .bind::<Array<Nullable<Text>>, _>(messages.iter().map(|message| message.message_id).collect::<Vec<_>>())
-    .bind::<Array<Nullable<Text>>, _>(messages.iter().map(|message| message.key).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(messages.iter().map(|message| message.text).collect::<Vec<_>>())
-    .bind::<Array<Nullable<Timestamptz>>, _>(messages.iter().map(|message| message.accepted_at).collect::<Vec<_>>())
-    .execute(conn)?)
+pub fn plain_messages(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()> {
+    messages::insert_into(conn, "plain_message", messages)
 }
 
 /// The time in milliseconds from a message's acceptance to its record that this share of what the group has recorded doesn't

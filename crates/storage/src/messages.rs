@@ -16,8 +16,7 @@ use domain::log::Group;
 use std::collections::BTreeSet;
 
 /// A message to be recorded. When, the table says.
-#[derive(Clone, Debug, Insertable)]
-#[diesel(table_name = message, treat_none_as_default_value = false)]
+#[derive(Clone, Debug)]
 pub struct NewMessage<'a> {
     /// The group.
     pub group: &'a str,
@@ -41,32 +40,42 @@ pub struct NewMessage<'a> {
 
 /// Records messages, in the transaction that moves the group on.
 ///
-/// Not by COPY: while the server waits for a copy's data it minds no time limit, so a process that freezes amid one would keep
-/// others from reading on.
-///
 /// # Errors
 /// The database's.
 pub fn record(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()> {
+    insert_into(conn, "message", messages)
+}
+
+/// Inserts messages, those of one process, group and partition by one statement, into a table like `message`.
+///
+/// Not by COPY: while the server waits for a copy's data it minds no time limit, so a process that freezes amid one would keep
+/// others from reading on.
+pub(crate) fn insert_into(conn: &mut PgConnection, table: &str, messages: &[NewMessage<'_>]) -> Result<()> {
     fn column<'a, T>(messages: &[NewMessage<'a>], of: impl Fn(&NewMessage<'a>) -> T) -> Vec<T> {
         messages.iter().map(of).collect()
     }
-    if messages.is_empty() {
-        return Ok(());
+    fn source<'a>(new: &NewMessage<'a>) -> (&'a str, i32, &'a str) {
+        (new.group, new.partition, new.recorded_by)
     }
-    sql_query(
-        r#"INSERT INTO message ("group", partition, "offset", seq, message_id, key, text, accepted_at, recorded_by)
-           SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
-    )
-    .bind::<Array<Text>, _>(column(messages, |new| new.group))
-    .bind::<Array<Integer>, _>(column(messages, |new| new.partition))
-    .bind::<Array<BigInt>, _>(column(messages, |new| new.offset))
-    .bind::<Array<Nullable<BigInt>>, _>(column(messages, |new| new.seq))
-    .bind::<Array<Nullable<Text>>, _>(column(messages, |new| new.message_id))
-    .bind::<Array<Nullable<Text>>, _>(column(messages, |new| new.key))
-    .bind::<Array<Text>, _>(column(messages, |new| new.text))
-    .bind::<Array<Nullable<Timestamptz>>, _>(column(messages, |new| new.accepted_at))
-    .bind::<Array<Text>, _>(column(messages, |new| new.recorded_by))
-    .execute(conn)?;
+    for messages in messages.chunk_by(|a, b| source(a) == source(b)) {
+        let (group, partition, recorded_by) = source(&messages[0]);
+        sql_query(format!(
+            r#"INSERT INTO {table}
+                   ("group", partition, "offset", seq, message_id, key, text, accepted_at, recorded_by)
+               SELECT $1, $2, "offset", seq, message_id, key, text, accepted_at, $3
+               FROM unnest($4, $5, $6, $7, $8, $9) AS new ("offset", seq, message_id, key, text, accepted_at)"#
+        ))
+        .bind::<Text, _>(group)
+        .bind::<Integer, _>(partition)
+        .bind::<Text, _>(recorded_by)
+        .bind::<Array<BigInt>, _>(column(messages, |new| new.offset))
+        .bind::<Array<Nullable<BigInt>>, _>(column(messages, |new| new.seq))
+        .bind::<Array<Nullable<Text>>, _>(column(messages, |new| new.message_id))
+        .bind::<Array<Nullable<Text>>, _>(column(messages, |new| new.key))
+        .bind::<Array<Text>, _>(column(messages, |new| new.text))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(messages, |new| new.accepted_at))
+        .execute(conn)?;
+    }
     Ok(())
 }
 
