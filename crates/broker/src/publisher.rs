@@ -1,4 +1,7 @@
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use amiquip::{AmqpProperties, AmqpValue, Confirm, FieldTable, Publish, Return};
 use chrono::Utc;
@@ -61,6 +64,8 @@ pub enum Reason {
 /// it's needed and again when it's lost.
 pub struct Publisher {
     connector: Connector,
+    /// Whether each routing key has a channel of its own.
+    by_key: bool,
     live: Option<Live>,
     /// Counts the calls of [`Publisher::publish_all`].
     call: u64,
@@ -70,7 +75,17 @@ impl Publisher {
     /// A publisher; connects with the first messages. The broker's tools show its connection under `name`.
     #[must_use]
     pub fn new(settings: &Settings, name: &str) -> Self {
-        Self { connector: Connector::new(settings, name, "publish"), live: None, call: 0 }
+        Self { connector: Connector::new(settings, name, "publish"), by_key: false, live: None, call: 0 }
+    }
+
+    /// Gives the messages of each routing key a channel of their own, for streams that have a routing key each. When a
+    /// stream's writer was started anew, RabbitMQ 3 sends it the unconfirmed messages once more, with their numbers in the
+    /// channel in place of those in the stream; then it takes later messages for ones that it has, and confirms them
+    /// unwritten. In a channel for one stream alone the numbers are the same.
+    #[must_use]
+    pub fn a_channel_for_each_key(mut self) -> Self {
+        self.by_key = true;
+        self
     }
 
     /// What to do on every new connection before publishing, such as declaring the topology: a broker may come back empty.
@@ -129,7 +144,7 @@ impl Publisher {
     fn attempt(&mut self, progress: &mut Progress<'_>, deadline: Instant) -> Result<(), Stop> {
         let mut live = match self.live.take() {
             Some(live) => live,
-            None => Live::open(&mut self.connector).map_err(Stop::Failed)?,
+            None => Live::open(&mut self.connector, self.by_key).map_err(Stop::Failed)?,
         };
         match live.publish(progress, &mut self.connector, deadline) {
             Err(Stop::Failed(error)) => Err(Stop::Failed(live.post_mortem(error))),
@@ -144,8 +159,8 @@ impl Publisher {
 
     /// Says goodbye to the broker, until `deadline`. Dropping it cuts the connection instead.
     pub fn close(self, deadline: Instant) {
-        if let Some(Live { channel, session, .. }) = self.live {
-            channel.close(deadline);
+        if let Some(Live { lanes, session, .. }) = self.live {
+            lanes.into_values().for_each(|lane| lane.channel.close(deadline));
             session.close(deadline);
         }
     }
@@ -159,34 +174,37 @@ enum Stop {
     Failed(Error),
 }
 
-/// An open connection with a channel in confirm mode.
+/// An open connection.
 struct Live {
-    channel: Channel,
-    confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
-    unconfirmed: Unconfirmed,
+    by_key: bool,
+    /// By routing key, if each has one of its own.
+    lanes: HashMap<String, Lane>,
     /// Since when no confirm has come though one is due.
     waiting_since: Instant,
     session: Session,
 }
 
+/// A channel in confirm mode.
+struct Lane {
+    channel: Channel,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+    unconfirmed: Unconfirmed,
+    /// Whether no more confirms can come.
+    ended: bool,
+    /// Whether a message was returned: the channel has counted it.
+    returned: bool,
+}
+
 impl Live {
-    fn open(connector: &mut Connector) -> Result<Self, Error> {
-        let (session, (channel, confirms, returns)) = connector.connect(|session| {
-            let channel = session.channel()?;
-            let (confirms, returns) = channel.call("asking for confirms", |raw| {
-                raw.enable_publisher_confirms()?;
-                Ok((raw.listen_for_publisher_confirms()?, raw.listen_for_returns()?))
-            })?;
-            Ok((channel, confirms, returns))
-        })?;
-        let unconfirmed = Unconfirmed::default();
-        Ok(Self { channel, confirms, returns, unconfirmed, waiting_since: Instant::now(), session })
+    fn open(connector: &mut Connector, by_key: bool) -> Result<Self, Error> {
+        let (session, ()) = connector.connect(|_| Ok(()))?;
+        Ok(Self { by_key, lanes: HashMap::new(), waiting_since: Instant::now(), session })
     }
 
     fn post_mortem(self, error: Error) -> Error {
-        // The channel goes first, as it does with the connection up.
-        drop(self.channel);
+        // The channels go first, as they do with the connection up.
+        drop(self.lanes);
         self.session.post_mortem(error)
     }
 
@@ -198,6 +216,11 @@ impl Live {
     ) -> Result<(), Stop> {
         let started = Instant::now();
         let confirm_timeout = Duration::from_millis(connector.settings.confirm_timeout_ms);
+        if self.by_key {
+            // They count another way than their streams from there on.
+            let miscounting = self.lanes.extract_if(|_, lane| lane.returned);
+            miscounting.for_each(|(_, lane)| lane.channel.close(started + confirm_timeout));
+        }
         progress.next = 0;
         loop {
             let blocked = self.session.blocked_for();
@@ -209,13 +232,19 @@ impl Live {
                 self.fill_window(progress, &connector.settings)?;
             }
 
-            let unconfirmed = self.unconfirmed.len();
-            let open = self.take_confirms(progress, connector);
+            let mut confirmed = false;
+            for lane in self.lanes.values_mut() {
+                confirmed |= lane.take_confirms(progress);
+            }
+            if confirmed {
+                connector.steady();
+                self.waiting_since = Instant::now();
+            }
             if progress.is_settled() {
                 return Ok(());
             }
-            if !open {
-                return Err(Stop::Failed(self.channel.failure(PUBLISHING)));
+            if let Some(lane) = self.lanes.values().find(|lane| lane.ended) {
+                return Err(Stop::Failed(lane.channel.failure(PUBLISHING)));
             }
 
             let now = Instant::now();
@@ -226,14 +255,14 @@ impl Live {
                 }));
             }
             // There's room again. If nothing was left to be confirmed, nothing would ever come.
-            if self.unconfirmed.len() < unconfirmed {
+            if confirmed {
                 continue;
             }
             if now - self.waiting_since >= confirm_timeout {
                 return Err(Stop::Failed(Error::TimedOut { doing: PUBLISHING, after: confirm_timeout }));
             }
             let mut select = Select::new();
-            select.recv(&self.confirms);
+            self.lanes.values().for_each(|lane| _ = select.recv(&lane.confirms));
             select.recv(self.session.notifications());
             // Either way the next round finds out.
             let _ = select.ready_deadline(deadline.min(self.waiting_since + confirm_timeout));
@@ -241,12 +270,14 @@ impl Live {
     }
 
     fn fill_window(&mut self, progress: &mut Progress<'_>, settings: &Settings) -> Result<(), Stop> {
+        let unconfirmed = || self.lanes.values().map(|lane| &lane.unconfirmed);
+        let mut messages: usize = unconfirmed().map(Unconfirmed::len).sum();
+        let mut window_bytes: usize = unconfirmed().map(Unconfirmed::bytes).sum();
         while let Some(index) = progress.next_open() {
             let envelope = &progress.envelopes[index];
             let bytes = envelope.body.len();
-            let room = self.unconfirmed.len() < settings.window_messages
-                && self.unconfirmed.bytes() + bytes <= settings.window_bytes;
-            if self.unconfirmed.is_empty() {
+            let room = messages < settings.window_messages && window_bytes + bytes <= settings.window_bytes;
+            if messages == 0 {
                 self.waiting_since = Instant::now();
             } else if !room {
                 break;
@@ -258,26 +289,54 @@ impl Live {
                 immediate: false,
                 properties: properties(envelope),
             };
-            self.channel
+            let lane = self.lane(envelope).map_err(Stop::Failed)?;
+            lane.channel
                 .call(PUBLISHING, |raw| raw.basic_publish(&envelope.exchange, publish))
                 .map_err(Stop::Failed)?;
-            self.unconfirmed.push(Sent { call: progress.call, index, bytes, returned: None });
+            lane.unconfirmed.push(Sent { call: progress.call, index, bytes, returned: None });
+            messages += 1;
+            window_bytes += bytes;
             progress.next = index + 1;
         }
         Ok(())
     }
 
-    /// Takes the confirms that have come. False if no more can come.
-    fn take_confirms(&mut self, progress: &mut Progress<'_>, connector: &mut Connector) -> bool {
+    /// The channel for a message.
+    fn lane(&mut self, envelope: &Envelope) -> Result<&mut Lane, Error> {
+        let key = if self.by_key { &*envelope.routing_key } else { "" };
+        if !self.lanes.contains_key(key) {
+            let lane = Lane::open(&mut self.session)?;
+            self.lanes.insert(key.to_owned(), lane);
+        }
+        Ok(self.lanes.get_mut(key).expect("it's there, or has been made"))
+    }
+}
+
+impl Lane {
+    fn open(session: &mut Session) -> Result<Self, Error> {
+        let channel = session.channel()?;
+        let (confirms, returns) = channel.call("asking for confirms", |raw| {
+            raw.enable_publisher_confirms()?;
+            Ok((raw.listen_for_publisher_confirms()?, raw.listen_for_returns()?))
+        })?;
+        Ok(Self { channel, confirms, returns, unconfirmed: Unconfirmed::default(), ended: false, returned: false })
+    }
+
+    /// Takes the confirms that have come, and answers whether there were any.
+    fn take_confirms(&mut self, progress: &mut Progress<'_>) -> bool {
+        let mut any = false;
         loop {
             let confirm = match self.confirms.try_recv() {
                 Ok(confirm) => confirm,
-                Err(error) => return error == TryRecvError::Empty,
+                Err(error) => {
+                    self.ended = error == TryRecvError::Disconnected;
+                    return any;
+                }
             };
-            connector.steady();
-            self.waiting_since = Instant::now();
+            any = true;
             // The broker returns a message before it confirms it, so its return is here by now.
             for returned in self.returns.try_iter() {
+                self.returned = true;
                 self.unconfirmed.return_first(returned.reply_code, returned.reply_text.clone(), |sent| {
                     sent.call == progress.call && is_same(&progress.envelopes[sent.index], &returned)
                 });

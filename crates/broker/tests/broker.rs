@@ -13,13 +13,16 @@ use std::{
 };
 
 use amiquip::{AmqpValue, Connection, FieldTable, QueueDeclareOptions};
-use broker::{Acked, Consumer, Delivery, Error, PublishError, Publisher, Reason, Session, Settings, header};
+use broker::{
+    Acked, Consumer, Delivery, Error, PublishError, Publisher, Reason, Session, Settings, StreamOffset, header,
+};
 use domain::{
     Envelope,
+    log::{MESSAGE, partition_routing_key, partition_stream},
     topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology},
 };
 
-use test_support::eventually_within as eventually;
+use test_support::{eventually_within as eventually, log_retention};
 
 use node::node;
 
@@ -652,6 +655,53 @@ fn a_queue_that_is_deleted_is_declared_again_by_the_hook() {
     });
     publisher.publish_all(&numbered("deleted", 0..10), within(SOON)).unwrap();
     assert_eq!(consume_all(&mut consumer, 10), 0);
+}
+
+#[test]
+fn what_was_confirmed_is_in_its_stream_also_when_the_streams_writer_was_started_anew() {
+    const STREAMS: usize = 3;
+    let node = node();
+    let settings = Settings { window_messages: 1024, ..node.settings() };
+    declare(&settings, &Topology::log(STREAMS as i32, log_retention()));
+    let mut publisher = Publisher::new(&settings, "test").a_channel_for_each_key();
+    let confirmed = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let killing = scope.spawn(|| {
+            for _ in 0..10 {
+                let before = confirmed.load(Ordering::Relaxed);
+                eventually(SOON, "publishing goes on", || {
+                    (confirmed.load(Ordering::Relaxed) > before + 3000).then_some(())
+                });
+                node.eval(
+                    "[exit(amqqueue:get_pid(Queue), kill) || Queue <- rabbit_amqqueue:list(<<\"/\">>), \
+                     amqqueue:get_type(Queue) =:= rabbit_stream_queue]",
+                );
+            }
+        });
+        while !killing.is_finished() {
+            let next = confirmed.load(Ordering::Relaxed);
+            let messages: Vec<_> = (next..next + 300)
+                .map(|number| {
+                    let key = partition_routing_key((number % STREAMS) as i32);
+                    Envelope::new(MESSAGE, key, number.to_string().into_bytes())
+                })
+                .collect();
+            publisher.publish_all(&messages, within(Duration::from_secs(60))).unwrap();
+            confirmed.store(next + 300, Ordering::Relaxed);
+        }
+    });
+    let mut missing: HashSet<_> = (0..confirmed.load(Ordering::Relaxed)).collect();
+    for partition in 0..STREAMS as i32 {
+        let stream = partition_stream(partition);
+        let mut reader = Consumer::of_stream(&settings, "test", &stream, 1000, StreamOffset::First);
+        while let batch = reader.next_batch(1000, Duration::ZERO, 3 * IDLE).unwrap()
+            && !batch.deliveries.is_empty()
+        {
+            batch.deliveries.iter().for_each(|delivery| _ = missing.remove(&number(delivery)));
+            reader.ack(batch);
+        }
+    }
+    assert!(missing.is_empty(), "{} messages: {:?} …", missing.len(), missing.iter().min());
 }
 
 #[test]
