@@ -190,7 +190,7 @@ fn repeat(settings: &Settings, stop: &Stop, signs: &Signs, mut round: impl FnMut
                 idle_ms = (idle_ms * 2).min(idle_max_ms);
                 wait
             }
-            // The publisher has said so.
+            // That has been said.
             Ok(Round::BrokerAway) => {
                 signs.broker_answers.store(false, Ordering::Relaxed);
                 broker_away.failed().0

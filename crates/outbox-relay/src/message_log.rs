@@ -1,6 +1,6 @@
-use crate::{GOODBYE, Round, topology::Destinations};
+use crate::{GOODBYE, Round, SERVICE, topology::Destinations};
 use broker::{PublishError, Publisher, Reason};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use domain::{
     Envelope,
     log::MessageId,
@@ -8,6 +8,7 @@ use domain::{
 };
 use std::{
     collections::HashMap,
+    fmt::Display,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -32,7 +33,12 @@ pub struct LogRelay {
     database: Database,
     broker: broker::Settings,
     destinations: Destinations,
+    /// One that declares nothing.
     publisher: Publisher,
+    /// Whether everything was declared since the broker was lost or a partition took no messages.
+    declared: bool,
+    /// While it can't be.
+    away: Backoff,
     batch: i64,
     /// What the messages' ids begin with, once it's known.
     token: Option<String>,
@@ -44,6 +50,8 @@ struct Unavailable {
     backoff: Backoff,
     /// When to try again.
     next: Instant,
+    /// Whether the broker didn't let its stream be declared. Publishing to it might cost the connection.
+    undeclared: bool,
 }
 
 /// What was taken of a partition.
@@ -65,8 +73,20 @@ struct Outcome {
     done: usize,
     /// Which messages are published.
     published: Range<usize>,
-    /// Why the next one isn't, if the broker refused it.
-    refused: Option<Reason>,
+    /// Why the next one isn't.
+    failure: Option<String>,
+}
+
+/// What a round's transaction has come to.
+enum Attempt {
+    /// There's something to publish, and everything is to be declared first.
+    Declare,
+    Made {
+        outcomes: Vec<Outcome>,
+        /// When the oldest of the published messages was accepted.
+        oldest: Option<DateTime<Utc>>,
+        broker_away: bool,
+    },
 }
 
 impl LogRelay {
@@ -80,9 +100,17 @@ impl LogRelay {
         batch: i64,
     ) -> Self {
         let destinations = Destinations { fleet, message_log, database: database.clone() };
-        let publisher = destinations.publisher(broker);
-        let (broker, unavailable) = (broker.clone(), HashMap::new());
-        Self { database, broker, destinations, publisher, batch, token: None, unavailable }
+        Self {
+            database,
+            broker: broker.clone(),
+            destinations,
+            publisher: Publisher::new(broker, SERVICE).a_channel_for_each_key(),
+            declared: false,
+            away: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            batch,
+            token: None,
+            unavailable: HashMap::new(),
+        }
     }
 
     /// Publishes what the transaction before has taken of each partition that no other relay has in hand, deletes what is
@@ -93,13 +121,13 @@ impl LogRelay {
     /// The database's. Then what was taken is still to be published.
     pub fn round(&mut self) -> storage::Result<Round> {
         let began = Instant::now();
-        let Self { database, publisher, batch, token, unavailable, .. } = self;
+        let Self { database, publisher, declared, batch, token, unavailable, .. } = self;
         let confirm_timeout = Duration::from_millis(self.broker.confirm_timeout_ms);
-        let (outcomes, oldest, broker_away) = database.transaction(|conn| {
+        let attempt = database.transaction(|conn| {
             let mut taken = message_outbox::taken(conn)?;
             taken.retain(|taken| unavailable.get(&taken.partition).is_none_or(|partition| partition.next <= began));
             if taken.is_empty() {
-                return Ok((Vec::new(), None, false));
+                return Ok(Attempt::Made { outcomes: Vec::new(), oldest: None, broker_away: false });
             }
             let log = match token {
                 Some(token) => token,
@@ -107,11 +135,24 @@ impl LogRelay {
             };
             let mut envelopes = Vec::new();
             let slices: Vec<_> = taken.into_iter().map(|taken| Slice::new(taken, log, &mut envelopes)).collect();
+            let is_declared =
+                |slice: &Slice| unavailable.get(&slice.partition).is_none_or(|partition| !partition.undeclared);
+            if !(envelopes.is_empty() || *declared && slices.iter().all(is_declared)) {
+                return Ok(Attempt::Declare);
+            }
             // Once: what is published again after a lost connection is another run, and says so.
             let published = publisher.publish_once(&envelopes, Instant::now() + confirm_timeout);
-            let broker_away = matches!(published, Err(PublishError::Unavailable { .. }));
-            let failed = failures(published);
-            let outcomes: Vec<_> = slices.iter().map(|slice| slice.outcome(&failed)).collect();
+            let (failures, cause) = match published {
+                Ok(()) => (Vec::new(), None),
+                Err(PublishError::Refused { refused }) => {
+                    (refused.into_iter().map(|(at, why)| (at, Some(why))).collect(), None)
+                }
+                Err(PublishError::Unavailable { unconfirmed, source }) => {
+                    (unconfirmed.into_iter().map(|at| (at, None)).collect(), Some(source))
+                }
+            };
+            let outcomes: Vec<_> = slices.iter().map(|slice| slice.outcome(&failures)).collect();
+            let broker_away = cause.is_some_and(|cause| !is_partitions_own(&cause, &outcomes));
 
             let done = slices.iter().zip(&outcomes).map(|(slice, outcome)| {
                 let (confirmed, left) = slice.ids.split_at(outcome.done);
@@ -122,57 +163,86 @@ impl LogRelay {
 
             let published = outcomes.iter().flat_map(|outcome| &envelopes[outcome.published.clone()]);
             let oldest = published.map(|envelope| envelope.created_at).min();
-            Ok((outcomes, oldest, broker_away))
+            Ok(Attempt::Made { outcomes, oldest, broker_away })
         })?;
 
+        let Attempt::Made { outcomes, oldest, broker_away } = attempt else { return Ok(self.declare()) };
         if let Some(oldest) = oldest {
             let messages = outcomes.iter().map(|outcome| outcome.published.len() as u64).sum();
             let lag = (Utc::now() - oldest).to_std().unwrap_or_default();
             emit(LogRelayed { messages, duration: began.elapsed(), lag });
         }
-        // A partition that refuses nothing has moved: messages are published, or the next are taken.
-        let idle = outcomes.iter().all(|outcome| outcome.done == 0 && outcome.refused.is_some());
+        if broker_away {
+            self.declared = self.publisher.link().is_connected();
+            return Ok(Round::BrokerAway);
+        }
+        // A partition without a failure has moved: messages are published, or the next are taken.
+        let idle = outcomes.iter().all(|outcome| outcome.done == 0 && outcome.failure.is_some());
         self.note(outcomes);
-        Ok(match (broker_away, idle) {
-            (true, _) => Round::BrokerAway,
-            (false, true) => Round::Idle,
-            (false, false) => Round::Relayed,
-        })
+        Ok(if idle { Round::Idle } else { Round::Relayed })
     }
 
-    /// Notes which partitions take messages. Where one doesn't, declares everything once more: its stream or binding may have
-    /// been deleted.
-    fn note(&mut self, outcomes: Vec<Outcome>) {
-        let mut refusal = None;
-        for Outcome { partition, published, refused, .. } in outcomes {
-            if let Some(reason) = refused {
-                let new = || Unavailable { backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT), next: Instant::now() };
-                let unavailable = self.unavailable.entry(partition).or_insert_with(new);
-                let (retry_in, say) = unavailable.backoff.failed();
-                unavailable.next = Instant::now() + retry_in;
+    /// Declares everything before it's published to, apart from any transaction.
+    fn declare(&mut self) -> Round {
+        let refused = match self.destinations.declare_at(&self.broker) {
+            Ok(refused) => refused,
+            Err(error) => {
+                let (retry_in, say) = self.away.failed();
                 if say {
-                    emit(PartitionUnavailable { partition, error: &reason, retry_in });
+                    let error = anyhow::Error::new(error);
+                    emit(BrokerLost { purpose: "declare", error: &format_args!("{error:#}"), retry_in });
                 }
-                refusal = Some((retry_in, say));
+                return Round::BrokerAway;
+            }
+        };
+        self.away.reset();
+        self.declared = true;
+        for (partition, unavailable) in &mut self.unavailable {
+            unavailable.undeclared &= refused.contains_key(partition);
+        }
+        for (partition, error) in refused {
+            self.leave_alone(partition, &error, true);
+        }
+        Round::Relayed
+    }
+
+    /// Notes which partitions take messages. Where one doesn't, its stream or binding may have been deleted.
+    fn note(&mut self, outcomes: Vec<Outcome>) {
+        for Outcome { partition, published, failure, .. } in outcomes {
+            if let Some(failure) = failure {
+                self.leave_alone(partition, &failure, false);
+                self.declared = false;
             } else if !published.is_empty()
                 && let Some(mut unavailable) = self.unavailable.remove(&partition)
             {
                 emit(PartitionAvailable { partition, after: unavailable.backoff.reset().unwrap_or_default() });
             }
         }
-        let Some((retry_in, say)) = refusal else { return };
-        if let Err(error) = self.destinations.declare_at(&self.broker)
-            && say
-        {
-            let error = anyhow::Error::new(error);
-            emit(BrokerLost { purpose: "declare", error: &format_args!("{error:#}"), retry_in });
+    }
+
+    /// Publishes nothing to a partition for a while.
+    fn leave_alone(&mut self, partition: i32, error: &dyn Display, undeclared: bool) {
+        let new =
+            || Unavailable { backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT), next: Instant::now(), undeclared: false };
+        let unavailable = self.unavailable.entry(partition).or_insert_with(new);
+        let (retry_in, say) = unavailable.backoff.failed();
+        if say || undeclared && !unavailable.undeclared {
+            emit(PartitionUnavailable { partition, error, retry_in });
         }
+        unavailable.next = Instant::now() + retry_in;
+        unavailable.undeclared = undeclared;
     }
 
     /// Says goodbye to the broker.
     pub fn close(self) {
         self.publisher.close(Instant::now() + GOODBYE);
     }
+}
+
+/// Whether messages weren't confirmed because of their partitions alone: others were, all of them.
+fn is_partitions_own(cause: &broker::Error, outcomes: &[Outcome]) -> bool {
+    let is_through = |outcome: &Outcome| outcome.failure.is_none() && !outcome.published.is_empty();
+    matches!(cause, broker::Error::TimedOut { .. }) && outcomes.iter().any(is_through)
 }
 
 impl Slice {
@@ -191,28 +261,17 @@ impl Slice {
         Self { partition, ids, passed, envelopes: begin..envelopes.len() }
     }
 
-    /// What became of it, if those of the published messages failed: ascending, each with why, where the broker has refused it.
+    /// What became of it, if these of the published messages failed: ascending, each with why, where the broker has refused it.
     /// What is behind a message that failed is published again after it, so it counts as failed too.
-    fn outcome(&self, failed: &[(usize, Option<Reason>)]) -> Outcome {
+    fn outcome(&self, failures: &[(usize, Option<Reason>)]) -> Outcome {
         let Range { start, end } = self.envelopes;
-        let first = failed.iter().find(|(index, _)| self.envelopes.contains(index));
-        let published = start..first.map_or(end, |(index, _)| *index);
-        Outcome {
-            partition: self.partition,
-            done: self.passed + published.len(),
-            published,
-            refused: first.and_then(|(_, reason)| reason.clone()),
-        }
-    }
-}
-
-fn failures(published: Result<(), PublishError>) -> Vec<(usize, Option<Reason>)> {
-    match published {
-        Ok(()) => Vec::new(),
-        Err(PublishError::Refused { refused }) => refused.into_iter().map(|(index, why)| (index, Some(why))).collect(),
-        Err(PublishError::Unavailable { unconfirmed, .. }) => {
-            unconfirmed.into_iter().map(|index| (index, None)).collect()
-        }
+        let first = failures.iter().find(|(at, _)| self.envelopes.contains(at));
+        let published = start..first.map_or(end, |(at, _)| *at);
+        let why = |(_, reason): &(usize, Option<Reason>)| match reason {
+            Some(reason) => reason.to_string(),
+            None => "the broker doesn't confirm its messages".into(),
+        };
+        Outcome { partition: self.partition, done: self.passed + published.len(), published, failure: first.map(why) }
     }
 }
 
@@ -263,14 +322,34 @@ mod tests {
     #[test]
     fn what_is_behind_a_failure_counts_as_failed() {
         let (slice, _) = slice(&[false, true, true, true], 10);
-        let outcome = |failed: &[(usize, Option<Reason>)]| {
-            let Outcome { done, published, refused, .. } = slice.outcome(failed);
-            (done, published, refused)
+        let outcome = |failures: &[(usize, Option<Reason>)]| {
+            let Outcome { done, published, failure, .. } = slice.outcome(failures);
+            (done, published, failure)
         };
         let nacked = || Some(Reason::Nacked);
         assert_eq!(outcome(&[]), (4, 10..13, None));
         assert_eq!(outcome(&[(9, nacked()), (13, nacked())]), (4, 10..13, None), "others' failures");
-        assert_eq!(outcome(&[(9, None), (11, nacked()), (12, None)]), (2, 10..11, nacked()));
-        assert_eq!(outcome(&[(10, None), (12, nacked())]), (1, 10..10, None));
+        let why = Some(Reason::Nacked.to_string());
+        assert_eq!(outcome(&[(9, None), (11, nacked()), (12, None)]), (2, 10..11, why));
+        let why = Some("the broker doesn't confirm its messages".to_owned());
+        assert_eq!(outcome(&[(10, None), (12, nacked())]), (1, 10..10, why));
+    }
+
+    #[test]
+    fn a_partition_is_to_blame_where_another_one_was_confirmed_in_the_same_time() {
+        let outcome = |published, failed: bool| Outcome {
+            partition: 0,
+            done: 0,
+            published: 0..published,
+            failure: failed.then(|| "why".into()),
+        };
+        let in_time = || broker::Error::TimedOut { doing: "publishing", after: Duration::ZERO };
+        let lost = broker::Error::Blocked("memory".into());
+        assert!(is_partitions_own(&in_time(), &[outcome(3, true), outcome(3, false)]));
+        assert!(
+            !is_partitions_own(&in_time(), &[outcome(3, true), outcome(0, false)]),
+            "nothing of it to be confirmed"
+        );
+        assert!(!is_partitions_own(&lost, &[outcome(3, true), outcome(3, false)]));
     }
 }
