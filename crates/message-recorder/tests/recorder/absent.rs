@@ -1,12 +1,9 @@
 //! Servers that go away and come back.
 
-use crate::stage::{Load, PATIENCE, Stage};
+use crate::stage::{Load, Stage};
 use rustix::process::Signal;
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
-use test_support::{PrivatePostgres, PrivateRabbitmq, TestDatabase, TestVhost, eventually, eventually_within};
+use std::time::{Duration, Instant};
+use test_support::{PrivatePostgres, PrivateRabbitmq, TestDatabase, TestVhost, eventually};
 
 const GROUP: &str = "recorder";
 
@@ -50,29 +47,15 @@ fn while_postgres_is_away_reading_rests() {
     for end in [PrivatePostgres::stop, PrivatePostgres::kill] {
         stage.await_more(GROUP, 200);
         end(&mut postgres);
-        eventually("it isn't ready", || stage.ready(first).filter(|(status, _)| *status == 503));
+        await_unready(&stage, first);
         postgres.start();
         stage.await_ready(first);
     }
     // What has frozen answers late, and what was asked of it takes place or not.
     stage.await_more(GROUP, 200);
     let frozen = postgres.freeze();
-    eventually("it isn't ready", || stage.ready(first).filter(|(status, _)| *status == 503));
+    await_unready(&stage, first);
     drop(frozen);
-    stage.await_more(GROUP, 200);
-    drop(load);
-    stage.ends_well(&[GROUP]);
-}
-
-#[test]
-fn connections_that_the_broker_closes_cost_nothing() {
-    let mut stage = Stage::new();
-    at_work(&mut stage);
-    let load = load(&stage);
-    for _ in 0..3 {
-        stage.await_more(GROUP, 200);
-        eventually("the broker lists the connections", || (stage.vhost().close_connections() > 0).then_some(()));
-    }
     stage.await_more(GROUP, 200);
     drop(load);
     stage.ends_well(&[GROUP]);
@@ -81,51 +64,51 @@ fn connections_that_the_broker_closes_cost_nothing() {
 #[test]
 fn a_broker_that_goes_and_comes_back_is_read_on() {
     let mut rabbitmq = PrivateRabbitmq::new();
-    rabbitmq.start();
     let mut stage = Stage::at(TestDatabase::new(), &rabbitmq.url());
     stage.set(&[("MURMURATION__BROKER__HEARTBEAT_S", "1")]);
-    let [first, _] = at_work(&mut stage);
-    let load = load(&stage);
-    stage.await_more(GROUP, 200);
-    rabbitmq.stop();
-    eventually("it isn't ready", || stage.ready(first).filter(|(status, _)| *status == 503));
-    rabbitmq.start();
-    stage.await_ready(first);
-    stage.await_more(GROUP, 200);
-    let frozen = rabbitmq.freeze();
-    eventually("it isn't ready", || stage.ready(first).filter(|(status, _)| *status == 503));
-    drop(frozen);
-    stage.await_ready(first);
-    stage.await_more(GROUP, 200);
-    drop(load);
-    stage.ends_well(&[GROUP]);
-}
-
-#[test]
-fn a_member_waits_for_both_servers_and_stops_all_the_same_when_it_is_told_to() {
-    let mut rabbitmq = PrivateRabbitmq::new();
-    let mut stage = Stage::at(TestDatabase::new(), &rabbitmq.url());
-    let members = [stage.member(GROUP), stage.member(GROUP)];
-    for member in members {
+    let [first, second, third] = [(); 3].map(|()| stage.member(GROUP));
+    for member in [first, second, third] {
         stage.await_log(member, "no connection to the broker");
         assert_eq!(stage.ready(member).map(|(status, _)| status), Some(503));
     }
-    stage.signal(members[1], Signal::TERM);
-    let told = Instant::now();
-    assert_eq!(stage.wait(members[1]).code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    // Whoever waits for the broker doesn't wait for it to stop.
+    stops_at_once(&mut stage, third);
     rabbitmq.start();
-    stage.await_ready(members[0]);
     stage.relay();
-    stage.producer("at last").spread(100);
+    stage.await_shares(GROUP, &[2, 2]);
+    let load = load(&stage);
+    stage.await_more(GROUP, 200);
+
+    rabbitmq.stop();
+    await_unready(&stage, first);
+    rabbitmq.start();
+    stage.await_ready(first);
+    stage.await_more(GROUP, 200);
+
+    let frozen = rabbitmq.freeze();
+    await_unready(&stage, first);
+    drop(frozen);
+    stage.await_ready(first);
+    stage.await_more(GROUP, 200);
+
+    drop(load);
     stage.await_recorded(GROUP);
-    // One that has begun stops as well while the broker is away.
     rabbitmq.kill();
-    eventually_within(PATIENCE, "it isn't ready", || stage.ready(members[0]).filter(|(status, _)| *status == 503));
-    stage.signal(members[0], Signal::TERM);
-    let told = Instant::now();
-    assert_eq!(stage.wait(members[0]).code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
-    assert_eq!(stage.holders(GROUP).into_keys().collect::<BTreeSet<_>>(), BTreeSet::new(), "its leases are free");
+    await_unready(&stage, first);
+    for member in [first, second] {
+        stops_at_once(&mut stage, member);
+    }
+    assert!(stage.holders(GROUP).is_empty(), "the leases are free");
     stage.ends_well(&[GROUP]);
+}
+
+fn await_unready(stage: &Stage, member: usize) {
+    eventually("it isn't ready", || stage.ready(member).filter(|(status, _)| *status == 503));
+}
+
+fn stops_at_once(stage: &mut Stage, member: usize) {
+    stage.signal(member, Signal::TERM);
+    let told = Instant::now();
+    assert_eq!(stage.wait(member).code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
 }

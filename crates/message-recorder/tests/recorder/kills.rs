@@ -1,16 +1,20 @@
 //! Members, relays and the broker, killed at random moments.
 
-use crate::stage::{Load, PATIENCE, Stage};
+use crate::stage::{Load, PATIENCE, Stage, recorded};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 use test_support::{PrivateRabbitmq, TestDatabase, eventually_within};
 
 const SEED: u64 = 5;
+const GROUPS: [&str; 2] = ["one", "two"];
+const KILLS_OF_PROCESSES: usize = 44;
+const KILLS_OF_BROKER: usize = 6;
 
-#[derive(Clone, Copy)]
-enum Victim {
-    Process(usize),
-    Broker,
+fn sleep(random: &mut SmallRng, at_most_ms: u64) {
+    thread::sleep(Duration::from_millis(random.random_range(0..at_most_ms)));
 }
 
 #[test]
@@ -18,39 +22,49 @@ fn fifty_kills_at_random_moments_lose_and_double_nothing_and_leave_order_alone()
     let mut rabbitmq = PrivateRabbitmq::new();
     rabbitmq.start();
     let mut stage = Stage::at(TestDatabase::new(), &rabbitmq.url());
-    let processes = [stage.relay(), stage.relay(), stage.member("one"), stage.member("one"), stage.member("two")]
-        .map(Victim::Process);
+    let [one, two] = GROUPS;
+    let processes = [stage.relay(), stage.relay(), stage.member(one), stage.member(one), stage.member(two)];
     let producers = ["odd", "even"].map(|name| stage.producer(name));
     let load = producers.map(|producer| Load::begin(producer, 3, Duration::from_millis(15)));
-    for group in ["one", "two"] {
-        stage.await_more(group, 100);
-    }
-
+    let mut victims: Vec<_> = processes.into_iter().cycle().take(KILLS_OF_PROCESSES).collect();
     let mut random = SmallRng::seed_from_u64(SEED);
-    let mut victims: Vec<_> = processes.into_iter().cycle().take(42).chain([Victim::Broker; 8]).collect();
     victims.shuffle(&mut random);
-    for victim in victims {
-        // At work, or still beginning.
-        thread::sleep(Duration::from_millis(random.random_range(50..900)));
-        match victim {
-            Victim::Process(number) => {
-                stage.kill(number);
-                stage.restart(number);
-            }
-            Victim::Broker => {
-                let before = ["one", "two"].map(|group| stage.recorded(group));
-                rabbitmq.kill();
-                thread::sleep(Duration::from_millis(random.random_range(0..500)));
-                rabbitmq.start();
-                // Else the next kill would find nobody at work.
-                for (group, before) in ["one", "two"].into_iter().zip(before) {
-                    eventually_within(PATIENCE, "the group records again", || {
-                        (stage.recorded(group) > before).then_some(())
+    let began = Instant::now();
+    let _rabbitmq = thread::scope(|scope| {
+        let database = stage.database.database().clone();
+        let broker = scope.spawn(move || {
+            let mut random = SmallRng::seed_from_u64(SEED + 1);
+            for _ in 0..KILLS_OF_BROKER {
+                // Else it would find nobody at work.
+                for group in GROUPS {
+                    let before = recorded(&database, group);
+                    eventually_within(PATIENCE, "the group records", || {
+                        (recorded(&database, group) > before + 100).then_some(())
                     });
                 }
+                sleep(&mut random, 1000);
+                rabbitmq.kill();
+                eprintln!("{:?}: killed the broker", began.elapsed());
+                sleep(&mut random, 500);
+                rabbitmq.start();
+                eprintln!("{:?}: it's back", began.elapsed());
             }
+            rabbitmq
+        });
+        for victim in victims {
+            sleep(&mut random, 3000);
+            stage.kill(victim);
+            stage.restart(victim);
+            eprintln!("{:?}: killed process {victim}", began.elapsed());
         }
-    }
+        broker.join().expect("the broker starts again each time")
+    });
     drop(load);
-    stage.ends_well(&["one", "two"]);
+    eprintln!("{:?}: {} messages were accepted", began.elapsed(), stage.accepted());
+    GROUPS.iter().for_each(|group| stage.await_recorded(group));
+    // Else the kills have hit nobody at work.
+    let repeated = stage.database.count("SELECT sum(repeated)::bigint AS n FROM consumer_offset");
+    eprintln!("{:?}: {repeated} messages came more than once", began.elapsed());
+    assert!(repeated > 0);
+    stage.ends_well(&GROUPS);
 }
