@@ -64,8 +64,8 @@ pub enum Reason {
 /// it's needed and again when it's lost.
 pub struct Publisher {
     connector: Connector,
-    /// Whether each routing key has a channel of its own.
-    by_key: bool,
+    /// Whether it's for streams, so that each routing key has a channel of its own.
+    streams: bool,
     live: Option<Live>,
     /// Counts the calls of [`Publisher::publish_all`].
     call: u64,
@@ -75,16 +75,18 @@ impl Publisher {
     /// A publisher; connects with the first messages. The broker's tools show its connection under `name`.
     #[must_use]
     pub fn new(settings: &Settings, name: &str) -> Self {
-        Self { connector: Connector::new(settings, name, "publish"), by_key: false, live: None, call: 0 }
+        Self { connector: Connector::new(settings, name, "publish"), streams: false, live: None, call: 0 }
     }
 
     /// Gives the messages of each routing key a channel of their own, for streams that have a routing key each. When a
     /// stream's writer was started anew, RabbitMQ 3 sends it the unconfirmed messages once more, with their numbers in the
     /// channel in place of those in the stream; then it takes later messages for ones that it has, and confirms them
     /// unwritten. In a channel for one stream alone the numbers are the same.
+    ///
+    /// And adds no header with the time: headers are a good part of what reading a stream costs the broker.
     #[must_use]
-    pub fn a_channel_for_each_key(mut self) -> Self {
-        self.by_key = true;
+    pub fn for_streams(mut self) -> Self {
+        self.streams = true;
         self
     }
 
@@ -144,7 +146,7 @@ impl Publisher {
     fn attempt(&mut self, progress: &mut Progress<'_>, deadline: Instant) -> Result<(), Stop> {
         let mut live = match self.live.take() {
             Some(live) => live,
-            None => Live::open(&mut self.connector, self.by_key).map_err(Stop::Failed)?,
+            None => Live::open(&mut self.connector, self.streams).map_err(Stop::Failed)?,
         };
         match live.publish(progress, &mut self.connector, deadline) {
             Err(Stop::Failed(error)) => Err(Stop::Failed(live.post_mortem(error))),
@@ -176,7 +178,7 @@ enum Stop {
 
 /// An open connection.
 struct Live {
-    by_key: bool,
+    streams: bool,
     /// By routing key, if each has one of its own.
     lanes: HashMap<String, Lane>,
     /// Since when no confirm has come though one is due.
@@ -197,9 +199,9 @@ struct Lane {
 }
 
 impl Live {
-    fn open(connector: &mut Connector, by_key: bool) -> Result<Self, Error> {
+    fn open(connector: &mut Connector, streams: bool) -> Result<Self, Error> {
         let (session, ()) = connector.connect(|_| Ok(()))?;
-        Ok(Self { by_key, lanes: HashMap::new(), waiting_since: Instant::now(), session })
+        Ok(Self { streams, lanes: HashMap::new(), waiting_since: Instant::now(), session })
     }
 
     fn post_mortem(self, error: Error) -> Error {
@@ -216,7 +218,7 @@ impl Live {
     ) -> Result<(), Stop> {
         let started = Instant::now();
         let confirm_timeout = Duration::from_millis(connector.settings.confirm_timeout_ms);
-        if self.by_key {
+        if self.streams {
             // They count another way than their streams from there on.
             let miscounting = self.lanes.extract_if(|_, lane| lane.returned);
             miscounting.for_each(|(_, lane)| lane.channel.close(started + confirm_timeout));
@@ -287,7 +289,7 @@ impl Live {
                 routing_key: envelope.routing_key.clone(),
                 mandatory: true,
                 immediate: false,
-                properties: properties(envelope),
+                properties: properties(envelope, !self.streams),
             };
             let lane = self.lane(envelope).map_err(Stop::Failed)?;
             lane.channel
@@ -303,7 +305,7 @@ impl Live {
 
     /// The channel for a message.
     fn lane(&mut self, envelope: &Envelope) -> Result<&mut Lane, Error> {
-        let key = if self.by_key { &*envelope.routing_key } else { "" };
+        let key = if self.streams { &*envelope.routing_key } else { "" };
         if !self.lanes.contains_key(key) {
             let lane = Lane::open(&mut self.session)?;
             self.lanes.insert(key.to_owned(), lane);
@@ -470,17 +472,21 @@ fn validate(envelope: &Envelope, largest_body: usize) -> Result<(), String> {
     Ok(())
 }
 
-fn properties(envelope: &Envelope) -> AmqpProperties {
+fn properties(envelope: &Envelope, stamped: bool) -> AmqpProperties {
     let mut headers: FieldTable =
         envelope.headers.iter().map(|(name, value)| (name.clone(), AmqpValue::LongString(value.clone()))).collect();
-    let now_ms = Utc::now().timestamp_millis().to_string();
-    headers.insert(header::PUBLISHED_AT_MS.into(), AmqpValue::LongString(now_ms));
+    if stamped {
+        let now_ms = Utc::now().timestamp_millis().to_string();
+        headers.insert(header::PUBLISHED_AT_MS.into(), AmqpValue::LongString(now_ms));
+    }
     let mut properties = AmqpProperties::default()
         .with_content_type("application/json".into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(envelope.message_id.clone())
-        .with_timestamp(envelope.created_at.timestamp().try_into().unwrap_or_default())
-        .with_headers(headers);
+        .with_timestamp(envelope.created_at.timestamp().try_into().unwrap_or_default());
+    if !headers.is_empty() {
+        properties = properties.with_headers(headers);
+    }
     if let Some(kind) = &envelope.kind {
         properties = properties.with_type_(kind.clone());
     }

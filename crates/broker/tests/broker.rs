@@ -663,7 +663,7 @@ fn what_was_confirmed_is_in_its_stream_also_when_the_streams_writer_was_started_
     let node = node();
     let settings = Settings { window_messages: 1024, ..node.settings() };
     declare(&settings, &Topology::log(STREAMS as i32, log_retention()));
-    let mut publisher = Publisher::new(&settings, "test").a_channel_for_each_key();
+    let mut publisher = Publisher::new(&settings, "test").for_streams();
     let confirmed = AtomicUsize::new(0);
     thread::scope(|scope| {
         let killing = scope.spawn(|| {

@@ -16,8 +16,6 @@ pub mod header {
     pub const PUBLISHED_AT_MS: &str = "x-published-at-ms";
     /// How often an operator has replayed the message from the dead letters.
     pub const REPLAY: &str = "x-replay";
-    /// The first sequence of the run in which a message of the log was published: see [`crate::log::Watermark`].
-    pub const RUN: &str = "x-run";
 }
 
 /// A message to be published.

@@ -4,7 +4,7 @@
 //! after a failure begins again with the first one that isn't known to have arrived. So a stream may hold a message
 //! twice, or one whose forerunner is still to come: [`Watermark`] tells both.
 
-use crate::{Envelope, envelope::header, values::Invalid};
+use crate::{Envelope, values::Invalid};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -134,6 +134,10 @@ pub struct LogMessage {
     /// When the gateway accepted it; absent from other programs' messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_at: Option<DateTime<Utc>>,
+    /// The sequence with which the run began that it was published in: see [`Watermark`]. In the body, because headers are
+    /// what costs the broker most when a stream is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<i64>,
 }
 
 impl LogMessage {
@@ -156,12 +160,12 @@ impl LogMessage {
     }
 
     /// The message, ready to be published in a run that began with the sequence `run`.
-    pub fn envelope(&self, id: &MessageId<'_>, run: i64) -> Envelope {
-        let body = serde_json::to_vec(self).expect("a wire message is plain data, which always has a JSON form");
+    pub fn envelope(mut self, id: &MessageId<'_>, run: i64) -> Envelope {
+        self.run = Some(run);
+        let body = serde_json::to_vec(&self).expect("a wire message is plain data, which always has a JSON form");
         let mut envelope = Envelope::new(MESSAGE, partition_routing_key(id.partition), body);
         envelope.kind = Some(MESSAGE.into());
         envelope.message_id = id.to_string();
-        envelope.headers.insert(header::RUN.into(), run.to_string());
         envelope.created_at = self.accepted_at.unwrap_or(envelope.created_at);
         envelope
     }

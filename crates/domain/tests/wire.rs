@@ -61,14 +61,16 @@ fn wire_messages_keep_their_shapes() {
         text: "hello".into(),
         key: Some("order-17".into()),
         accepted_at: DateTime::from_timestamp_micros(1_700_000_000_123_456),
+        run: Some(40),
     };
     golden("message.json", &message);
-    let envelope = message.envelope(&MessageId { log: "a1b2c3d4e5f6", partition: 7, seq: 42 }, 40);
+    let envelope = LogMessage { run: None, ..message.clone() }
+        .envelope(&MessageId { log: "a1b2c3d4e5f6", partition: 7, seq: 42 }, 40);
     assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("message", "p07"));
     assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("message"), "a1b2c3d4e5f6/07/42"));
-    assert_eq!(envelope.headers, [("x-run".to_owned(), "40".to_owned())].into());
+    assert_eq!(serde_json::from_slice::<LogMessage>(&envelope.body).unwrap(), message);
     assert_eq!(Some(envelope.created_at), message.accepted_at);
-    golden("message.foreign.json", &LogMessage { key: None, accepted_at: None, ..message });
+    golden("message.foreign.json", &LogMessage { key: None, accepted_at: None, run: None, ..message });
     for channel in Channel::ALL {
         golden(
             &format!("send_notification.chunk.{}.json", channel.as_str()),

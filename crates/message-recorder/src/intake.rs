@@ -1,10 +1,7 @@
 //! What becomes of the messages of a batch: a function of them and of how far the group has come.
 
 use broker::Delivery;
-use domain::{
-    envelope::header,
-    log::{Arrival, LogMessage, MessageId, Watermark},
-};
+use domain::log::{Arrival, LogMessage, MessageId, Watermark};
 use std::collections::BTreeSet;
 use storage::consumer_offsets::{Passed, Position};
 
@@ -52,20 +49,19 @@ pub(crate) fn sort(log: &str, partition: i32, position: &Position, deliveries: V
         position.next_offset = offset + 1;
         let own = delivery.message_id.as_deref().and_then(MessageId::parse);
         let seq = own.filter(|id| id.log == log && id.partition == partition).map(|id| id.seq);
+        let decoded = decode(&delivery);
+        position.last_message_id = delivery.message_id.clone().filter(storable);
         if let Some(seq) = seq {
-            // Somebody who copies messages may have left the header out.
-            let run = delivery.headers.get(header::RUN).and_then(|run| run.parse().ok()).unwrap_or(seq);
-            match watermark.meet(seq, run) {
+            let run = decoded.as_ref().ok().and_then(|message| message.run);
+            match watermark.meet(seq, run.unwrap_or(seq)) {
                 Arrival::Next { missing } => passed.missing += missing,
                 Arrival::Again | Arrival::Early => {
                     passed.repeated += 1;
-                    position.last_message_id = delivery.message_id;
                     continue;
                 }
             }
         }
-        position.last_message_id = delivery.message_id.clone().filter(storable);
-        match decode(&delivery) {
+        match decoded {
             Ok(message) => taken.push(Taken { offset, seq, message_id: delivery.message_id, message }),
             Err(reason) => {
                 let message_id = delivery.message_id.filter(storable);

@@ -104,7 +104,7 @@ impl LogRelay {
             database,
             broker: broker.clone(),
             destinations,
-            publisher: Publisher::new(broker, SERVICE).a_channel_for_each_key(),
+            publisher: Publisher::new(broker, SERVICE).for_streams(),
             declared: false,
             away: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             batch,
@@ -278,13 +278,13 @@ impl Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{envelope::header, log::LogMessage};
+    use domain::log::LogMessage;
 
     /// Rows 100, 101, … of partition 7, the first of which has sequence 31; `false` stands for one that was removed.
-    fn slice(rows: &[bool], before: usize) -> (Slice, Vec<(String, String)>) {
+    fn slice(rows: &[bool], before: usize) -> (Slice, Vec<(String, i64)>) {
         let message = |there: &bool| {
             there.then(|| Message {
-                body: LogMessage { text: "text".into(), key: None, accepted_at: None },
+                body: LogMessage { text: "text".into(), key: None, accepted_at: None, run: None },
                 correlation_id: Some("request".into()),
             })
         };
@@ -295,13 +295,14 @@ mod tests {
         let of_slice = envelopes.drain(slice.envelopes.clone());
         let told = of_slice.map(|envelope| {
             assert_eq!(envelope.correlation_id.as_deref(), Some("request"));
-            (envelope.message_id, envelope.headers[header::RUN].clone())
+            let message: LogMessage = serde_json::from_slice(&envelope.body).unwrap();
+            (envelope.message_id, message.run.unwrap())
         });
         (slice, told.collect())
     }
 
-    fn ids(seqs: &[i64], run: i64) -> Vec<(String, String)> {
-        seqs.iter().map(|seq| (format!("log/07/{seq}"), run.to_string())).collect()
+    fn ids(seqs: &[i64], run: i64) -> Vec<(String, i64)> {
+        seqs.iter().map(|seq| (format!("log/07/{seq}"), run)).collect()
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use broker::{Consumer, Delivery, Session, Settings, StreamOffset};
 use domain::{
     Envelope,
-    envelope::header,
     log::{Arrival, LogMessage, MESSAGE, MessageId, Watermark, partition_stream},
     stream::key_hash,
     topology::{Expiry, Queue, Topology, exchange, queue},
@@ -117,9 +116,9 @@ impl Stage {
         let id = MessageId::parse(delivery.message_id.as_deref().unwrap()).expect("an id of the log's");
         assert_eq!((id.log, &*partition_stream(id.partition)), (&*self.token, &*delivery.queue));
         assert_eq!((delivery.kind.as_deref(), delivery.correlation_id.as_deref()), (Some(MESSAGE), Some("request")));
-        let LogMessage { text, key, accepted_at } = serde_json::from_slice(&delivery.body).unwrap();
+        let LogMessage { text, key, accepted_at, run } = serde_json::from_slice(&delivery.body).unwrap();
         assert_eq!(delivery.timestamp.map(|time| time.timestamp()), accepted_at.map(|time| time.timestamp()));
-        Read { seq: id.seq, run: delivery.headers[header::RUN].parse().unwrap(), key, text }
+        Read { seq: id.seq, run: run.unwrap(), key, text }
     }
 
     /// The sequences and runs in a partition's stream as they stand there, of which there are so many.

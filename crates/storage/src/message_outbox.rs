@@ -126,7 +126,7 @@ pub fn taken(conn: &mut PgConnection) -> Result<Vec<Taken>> {
     let mut messages: HashMap<_, _> = rows
         .into_iter()
         .map(|row| {
-            let body = LogMessage { text: row.text, key: row.key, accepted_at: Some(row.accepted_at) };
+            let body = LogMessage { text: row.text, key: row.key, accepted_at: Some(row.accepted_at), run: None };
             ((row.partition, row.id), Message { body, correlation_id: row.correlation_id })
         })
         .collect();

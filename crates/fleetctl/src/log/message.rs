@@ -53,7 +53,7 @@ impl Message {
             message_id: None,
         };
         match LogMessage::decode(delivery.kind.as_deref(), &delivery.body) {
-            Ok(LogMessage { text, key, accepted_at }) => {
+            Ok(LogMessage { text, key, accepted_at, .. }) => {
                 message.text = Some(text);
                 message.key = key;
                 message.accepted_at = accepted_at;

@@ -376,12 +376,15 @@ impl Stage {
     /// Sees that every process still runs and stops well, and that no log holds what is private.
     #[track_caller]
     pub(crate) fn stop_all(&mut self) {
+        let running = |process: &mut Process| process.child.try_wait().expect("it can be looked after").is_none();
+        let running: Vec<_> = self.processes.iter_mut().map(running).collect();
+        let running: Vec<_> = (0..).zip(running).filter_map(|(number, running)| running.then_some(number)).collect();
+        running.iter().for_each(|number| self.signal(*number, Signal::TERM));
+        for number in running {
+            let status = self.wait(number);
+            assert_eq!((status.code(), status.signal()), (Some(0), None), "logs in {}", self.logs.display());
+        }
         for number in 0..self.processes.len() {
-            if self.processes[number].child.try_wait().expect("it can be looked after").is_none() {
-                self.signal(number, Signal::TERM);
-                let status = self.wait(number);
-                assert_eq!((status.code(), status.signal()), (Some(0), None), "logs in {}", self.logs.display());
-            }
             assert!(!self.log(number).contains(PRIVATE), "log {number} in {} holds a text", self.logs.display());
         }
     }
