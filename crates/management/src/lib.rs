@@ -51,9 +51,8 @@ impl Management {
         let user = base.username().to_owned();
         let credentials = format!("{user}:{}", base.password().unwrap_or_default());
         base.set_username("").and_then(|()| base.set_password(None)).map_err(|()| Error::Url)?;
-        // The server closes one that was idle for five seconds, maybe just when it is used again.
-        const IDLE: Duration = Duration::from_secs(2);
-        let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).max_idle_age(IDLE);
+        // The server closes connections when it likes, maybe just when one is used again: so each call has its own.
+        let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).max_idle_connections(0);
         Ok(Self {
             agent: config.http_status_as_error(false).build().into(),
             base: base.to_string(),
