@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    Database, admin,
+    Database,
     audit::Finding,
     consumer_offsets, leases, log_audit,
     message_outbox::{self, New},
@@ -271,7 +271,8 @@ impl Stage {
 
     /// How many messages a group has recorded.
     pub(crate) fn recorded(&self, group: &str) -> usize {
-        recorded(self.database.database(), group)
+        let count = self.database.count(&format!(r#"SELECT count(*) AS n FROM message WHERE "group" = '{group}'"#));
+        usize::try_from(count).expect("a count")
     }
 
     /// What a group has recorded, in the order of partition and offset.
@@ -298,7 +299,7 @@ impl Stage {
                 so_far(),
                 self.logs.display()
             );
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -435,13 +436,6 @@ impl Stage {
         let standing = self.transaction(|conn| standing(conn, name));
         assert!(standing.iter().all(|one| one.missing == 0 && one.skipped == 0), "{standing:?}; logs in {logs}");
     }
-}
-
-/// How many messages a group has recorded.
-pub(crate) fn recorded(database: &Database, group: &str) -> usize {
-    let sql = format!(r#"SELECT count(*) AS n FROM message WHERE "group" = '{group}'"#);
-    let count = admin::count(&mut database.connection().expect("a connection"), &sql).expect("the query runs");
-    usize::try_from(count).expect("a count")
 }
 
 fn standing(conn: &mut storage::PgConnection, name: &str) -> storage::Result<Vec<consumer_offsets::Standing>> {
