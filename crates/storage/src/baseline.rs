@@ -328,14 +328,62 @@ pub fn drop_plain_message(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Writes what a process has recorded of a partition for a group, by the one plain statement that [`messages::record`] writes
-/// it with; outside of any transaction it's one of its own.
+/// How plain statements bring their values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// As rows: `INSERT … VALUES (…), (…), …`, a batch insert as diesel makes it.
+    Rows,
+    /// As one array for each column, by the statement that [`messages::record`] has: the fastest that we know.
+    Arrays,
+}
+
+/// Writes what a process has recorded of a partition for a group, by one plain statement; outside of any transaction it's one
+/// of its own.
 ///
 /// # Errors
 /// The database's.
-pub fn plain_messages(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()> {
-    messages::insert_into(conn, "plain_message", messages)
+pub fn plain_messages(conn: &mut PgConnection, plain: Plain, messages: &[NewMessage<'_>]) -> Result<()> {
+    match plain {
+        Plain::Arrays => messages::insert_into(conn, "plain_message", messages)?,
+        Plain::Rows => {
+            let rows: Vec<_> = messages
+                .iter()
+                .map(|new| {
+                    (
+                        plain_message::group.eq(new.group),
+                        plain_message::partition.eq(new.partition),
+                        plain_message::offset.eq(new.offset),
+                        plain_message::seq.eq(new.seq),
+                        plain_message::message_id.eq(new.message_id),
+                        plain_message::key.eq(new.key),
+                        plain_message::text.eq(new.text),
+                        plain_message::accepted_at.eq(new.accepted_at),
+                        plain_message::recorded_by.eq(new.recorded_by),
+                    )
+                })
+                .collect();
+            diesel::insert_into(plain_message::table).values(&rows).execute(conn)?;
+        }
+    }
+    Ok(())
 }
+
+mod schema {
+    diesel::table! {
+        plain_message (group, partition, offset) {
+            group -> Text,
+            partition -> Integer,
+            offset -> BigInt,
+            seq -> Nullable<BigInt>,
+            message_id -> Nullable<Text>,
+            key -> Nullable<Text>,
+            text -> Text,
+            accepted_at -> Nullable<Timestamptz>,
+            recorded_by -> Text,
+        }
+    }
+}
+use schema::plain_message;
 
 /// The time in milliseconds from a message's acceptance to its record that this share of what the group has recorded doesn't
 /// exceed.
