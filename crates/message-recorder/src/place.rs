@@ -73,10 +73,10 @@ pub(crate) fn check(log: &str, partition: i32, position: &Position, first: &Deli
 /// Looks at both ends of the stream: whether the next message may be there, or be still to come.
 pub(crate) fn look(survey: &mut Survey, stream: &str, position: &Position) -> Result<Option<Trouble>, broker::Error> {
     let next = position.next_offset;
-    let newest = survey.newest(stream)?;
-    Ok(match survey.first(stream)? {
-        Some(first) if first > next => Some(Trouble::Trimmed { next, first }),
-        _ if newest.map_or(0, |newest| newest + 1) < next => Some(Trouble::Cut { next, newest }),
-        _ => None,
-    })
+    if let Some(first) = survey.first(stream)?.filter(|first| *first > next) {
+        return Ok(Some(Trouble::Trimmed { next, first }));
+    }
+    // Where messages keep coming, the end takes its time to find, and every stream has a beginning.
+    let newest = if next > 0 { survey.newest(stream)? } else { None };
+    Ok((newest.map_or(0, |newest| newest + 1) < next).then_some(Trouble::Cut { next, newest }))
 }
