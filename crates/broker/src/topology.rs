@@ -22,8 +22,8 @@ pub struct QueueDepth {
     pub consumers: u32,
 }
 
-/// Declares exchanges, queues and bindings in the order in which they're given. What is there already stays as it is: a
-/// stream with another retention is no conflict.
+/// Declares streams, exchanges, other queues and bindings, each kind in the order in which it's given. What is there already
+/// stays as it is: a stream with another retention is no conflict.
 ///
 /// # Errors
 /// [`Error::MissingPlugin`], [`Error::Conflict`], [`Error::Refused`], or one that [is lost](Error::is_lost).

@@ -178,7 +178,7 @@ impl Member {
                 Err(error) => return Err(error),
             }
             while !stop.is_requested() && Instant::now() < next {
-                self.hand_over(leases)?;
+                self.hand_over(leases, true)?;
                 let rest = next.saturating_duration_since(Instant::now());
                 let leaving = lock(&self.held).values().any(|held| held.stop.is_requested());
                 stop.wait(if leaving { rest.min(HANDOVER) } else { rest });
@@ -235,8 +235,8 @@ impl Member {
         Ok(Held { stop, state, link, thread })
     }
 
-    /// Gives back the leases on partitions whose readers have finished.
-    fn hand_over(&self, leases: &mut Leases) -> anyhow::Result<()> {
+    /// Gives back the leases on partitions whose readers have finished, if the database is `there`.
+    fn hand_over(&self, leases: &mut Leases, there: bool) -> anyhow::Result<()> {
         let mut held = lock(&self.held);
         let finished: Vec<i32> =
             held.iter().filter(|(_, reading)| reading.thread.is_finished()).map(|(number, _)| *number).collect();
@@ -244,7 +244,8 @@ impl Member {
             let Some(reading) = held.remove(&partition) else { continue };
             reading.thread.join().map_err(|_| anyhow!("a reader died of a bug; its panic is in the log"))?;
             let resource = self.shared.group.resource(partition);
-            if leases.held().contains(&resource)
+            if there
+                && leases.held().contains(&resource)
                 && let Err(error) = leases.release(&[resource])
             {
                 log::warn!("the lease on a partition runs out by itself: {:#}", anyhow::Error::new(error));
@@ -255,15 +256,15 @@ impl Member {
 
     /// Finishes what is in hand, and leaves the group.
     fn leave(&self, mut leases: Leases, pulse: &Pulse) {
-        // While the database is away nothing can be handed over; the leases run out by themselves.
-        let _ = leases.retire();
+        // While the database is away nothing can be handed over, and trying that for each partition takes long.
+        let there = leases.retire().is_ok();
         lock(&self.held).values().for_each(|reading| reading.stop.request());
         let mut renewed = Instant::now();
         while !lock(&self.held).is_empty() {
             pulse.beat();
             // One that has died is finished as well.
-            let _ = self.hand_over(&mut leases);
-            if renewed.elapsed() >= self.shared.reading.renew() {
+            let _ = self.hand_over(&mut leases, there);
+            if there && renewed.elapsed() >= self.shared.reading.renew() {
                 let _ = leases.keep();
                 renewed = Instant::now();
             }

@@ -128,6 +128,10 @@ impl Reader {
     pub(crate) fn run(mut self) {
         let mut position = Position::placed(0, None);
         while let Err(end) = self.passage(&mut position) {
+            // Whatever came in between, nothing is in hand.
+            if self.stop.is_requested() {
+                break;
+            }
             match end {
                 End::Moved => log::info!(
                     group = self.shared.group.as_str(), partition = self.partition;
@@ -211,14 +215,11 @@ impl Reader {
     fn position(&mut self) -> storage::Result<Position> {
         let (group, partition) = (&self.shared.group, self.partition);
         let mut conn = self.shared.database.connection()?;
-        let position = match consumer_offsets::position(&mut conn, group, partition)? {
-            Some(position) => position,
-            None => {
-                consumer_offsets::create(&mut conn, group, &[(partition, 0)])?;
-                consumer_offsets::position(&mut conn, group, partition)?.ok_or(storage::Error::NotFound("position"))?
-            }
-        };
-        Ok(position)
+        if let Some(position) = consumer_offsets::position(&mut conn, group, partition)? {
+            return Ok(position);
+        }
+        consumer_offsets::create(&mut conn, group, &[(partition, 0)])?;
+        consumer_offsets::position(&mut conn, group, partition)?.ok_or(storage::Error::NotFound("position"))
     }
 
     /// Takes a batch and records it.

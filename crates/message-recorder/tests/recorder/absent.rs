@@ -112,3 +112,20 @@ fn stops_at_once(stage: &mut Stage, member: usize) {
     assert_eq!(stage.wait(member).code(), Some(0));
     assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
 }
+
+#[test]
+fn a_member_that_is_told_to_stop_while_postgres_is_away_stops() {
+    let mut postgres = PrivatePostgres::new();
+    postgres.start();
+    let vhost = TestVhost::new();
+    let mut stage = Stage::at(TestDatabase::on(&postgres.url()), vhost.url());
+    let [first, _] = at_work(&mut stage);
+    let load = load(&stage);
+    stage.await_more(GROUP, 200);
+    postgres.stop();
+    await_unready(&stage, first);
+    stops_at_once(&mut stage, first);
+    postgres.start();
+    drop(load);
+    stage.ends_well(&[GROUP]);
+}
