@@ -6,25 +6,20 @@ use domain::{
     topology::{exchange, queue},
 };
 use serde::Deserialize;
-use std::sync::Arc;
+use service::Service;
 use storage::{
     Database,
-    attempts::Ledger,
     dead_letters::{self, NewDeadLetter},
 };
 use uuid::Uuid;
-use worker::{BatchHandler, Consuming, Death, HealthSettings, Item, Outgoing, Received, Step, Worker};
+use worker::{BatchHandler, Consuming, Death, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "dead-letter-recorder";
 
+/// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
     dead_letter_recorder: Consuming,
 }
 
@@ -33,21 +28,8 @@ struct Settings {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let database = Database::open(&settings.database, SERVICE)?;
-    Worker {
-        service: SERVICE,
-        queues: vec![queue::DEAD_LETTER.into()].into(),
-        settings: settings.worker,
-        consuming: settings.dead_letter_recorder,
-        health: settings.health,
-        broker: settings.broker,
-        ledger: Arc::new(Ledger::new(database.clone())),
-        database: database.probe(),
-        handler: || Recorder::new(database.clone()),
-    }
-    .run()
+    let (service, Settings { dead_letter_recorder }) = Service::begin(SERVICE)?;
+    service.consume(vec![queue::DEAD_LETTER.into()], dead_letter_recorder, Recorder::new)
 }
 
 /// The handler.

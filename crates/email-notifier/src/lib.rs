@@ -1,16 +1,17 @@
 #![doc = include_str!("../README.md")]
 
 use domain::{topology::queue, values::Channel};
+use notifier::Notifier;
 use serde::Deserialize;
+use service::Service;
 use worker::Consuming;
 
 /// The service's name.
 pub const SERVICE: &str = "email-notifier";
 
+/// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    #[serde(flatten)]
-    common: notifier::Settings,
     email_notifier: Consuming,
 }
 
@@ -19,6 +20,7 @@ struct Settings {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    notifier::run(SERVICE, Channel::Email, queue::SEND_NOTIFICATION_EMAIL, settings.common, settings.email_notifier)
+    let (service, Settings { email_notifier }) = Service::begin(SERVICE)?;
+    let queues = vec![queue::SEND_NOTIFICATION_EMAIL.into()];
+    service.consume(queues, email_notifier, |database| Notifier::new(database, Channel::Email))
 }

@@ -5,29 +5,25 @@ mod simulation;
 use domain::{Failure, stream::ACCOUNT_EVENT};
 use sequenced::{Event, Handler, Processor};
 use serde::Deserialize;
+use service::Service;
 use std::{
     thread,
     time::{Duration, Instant},
 };
 use storage::{
-    Database, PgConnection,
+    PgConnection,
     account_effects::{self, Effect},
 };
-use worker::{Consuming, HealthSettings, Stop};
+use worker::Consuming;
 
 pub use simulation::{Simulation, WorkTime};
 
 /// The service's name.
 pub const SERVICE: &str = "event-processor";
 
-/// The sections of the settings that this service needs.
+/// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
     sequenced: sequenced::Settings,
     event_processor: Own,
 }
@@ -46,23 +42,21 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let Own { consuming, lanes, work_ms, simulate_failures } = settings.event_processor;
-    let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
+    let (service, Settings { sequenced, event_processor }) = Service::begin(SERVICE)?;
+    let Own { consuming, lanes, work_ms, simulate_failures } = event_processor;
     Processor {
         service: SERVICE,
         stream: ACCOUNT_EVENT,
-        settings: settings.sequenced,
+        settings: sequenced,
         lanes,
-        worker: settings.worker,
+        worker: service.worker,
         consuming,
-        health: settings.health,
-        broker: settings.broker,
-        database: Database::open(&settings.database, SERVICE)?,
+        health: service.health,
+        broker: service.broker,
+        database: service.database,
         handler: AccountEvents { work: work_ms, simulate_failures },
     }
-    .run_until(stop)
+    .run_until(service.stop)
 }
 
 /// The handler: some work that takes its time, and a row for each event that takes effect.

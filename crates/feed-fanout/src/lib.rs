@@ -6,25 +6,20 @@ use domain::{
     topology::queue,
 };
 use serde::Deserialize;
-use std::sync::Arc;
-use storage::{Database, attempts::Ledger, subscriptions, tweets};
-use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Step, Worker};
+use service::Service;
+use storage::{Database, subscriptions, tweets};
+use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "feed-fanout";
 
-/// The sections of the settings that this service needs.
-#[derive(Debug, Deserialize)]
-pub struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
+/// The sections of the settings that are this service's own.
+#[derive(Deserialize)]
+struct Settings {
     feed_fanout: Own,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Own {
     #[serde(flatten)]
     consuming: Consuming,
@@ -36,22 +31,8 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let database = Database::open(&settings.database, SERVICE)?;
-    let chunk = settings.feed_fanout.chunk.max(1);
-    Worker {
-        service: SERVICE,
-        queues: vec![queue::PUBLISH_TWEET.into()].into(),
-        settings: settings.worker,
-        consuming: settings.feed_fanout.consuming,
-        health: settings.health,
-        broker: settings.broker,
-        ledger: Arc::new(Ledger::new(database.clone())),
-        database: database.probe(),
-        handler: || Fanout::new(database.clone(), chunk),
-    }
-    .run()
+    let (service, Settings { feed_fanout: Own { consuming, chunk } }) = Service::begin(SERVICE)?;
+    service.consume(vec![queue::PUBLISH_TWEET.into()], consuming, |database| Fanout::new(database, chunk.max(1)))
 }
 
 /// The handler.

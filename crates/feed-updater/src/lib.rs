@@ -8,30 +8,25 @@ use domain::{
     values::Channel,
 };
 use serde::Deserialize;
+use service::Service;
 use std::{
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, attempts::Ledger, feeds, garbage, users};
+use storage::{Database, feeds, garbage, users};
 use telemetry::SweepDone;
-use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Step, Stop, Worker};
+use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step, Stop};
 
 /// The service's name.
 pub const SERVICE: &str = "feed-updater";
 
-/// The sections of the settings that this service needs.
-#[derive(Debug, Deserialize)]
-pub struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
+/// The sections of the settings that are this service's own.
+#[derive(Deserialize)]
+struct Settings {
     feed_updater: Own,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Own {
     #[serde(flatten)]
     consuming: Consuming,
@@ -43,30 +38,16 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let database = Database::open(&settings.database, SERVICE)?;
-    let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
-    if settings.feed_updater.sweep_interval_ms > 0 {
-        let interval = Duration::from_millis(settings.feed_updater.sweep_interval_ms);
-        let (database, stop) = (database.clone(), stop.clone());
+    let (service, Settings { feed_updater: Own { consuming, sweep_interval_ms } }) = Service::begin(SERVICE)?;
+    if sweep_interval_ms > 0 {
+        let interval = Duration::from_millis(sweep_interval_ms);
+        let (database, stop) = (service.database.clone(), service.stop.clone());
         thread::Builder::new()
             .name("sweep".into())
             .spawn(move || sweep(&database, interval, &stop))
             .context("can't start a thread")?;
     }
-    Worker {
-        service: SERVICE,
-        queues: queue::update_feed().into(),
-        settings: settings.worker,
-        consuming: settings.feed_updater.consuming,
-        health: settings.health,
-        broker: settings.broker,
-        ledger: Arc::new(Ledger::new(database.clone())),
-        database: database.probe(),
-        handler: || Updater::new(database.clone()),
-    }
-    .run_until(stop)
+    service.consume(queue::update_feed(), consuming, Updater::new)
 }
 
 /// Removes what is due, every `interval`. What fails is due again next time.

@@ -8,26 +8,21 @@ use domain::{
     values::ImportPlan,
 };
 use serde::Deserialize;
-use std::sync::Arc;
-use storage::{Database, attempts::Ledger, imports};
+use service::Service;
+use storage::{Database, imports};
 use telemetry::ImportProgressed;
-use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Step, Worker};
+use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "follower-importer";
 
-/// The sections of the settings that this service needs.
-#[derive(Debug, Deserialize)]
-pub struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
+/// The sections of the settings that are this service's own.
+#[derive(Deserialize)]
+struct Settings {
     follower_importer: Own,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Own {
     #[serde(flatten)]
     consuming: Consuming,
@@ -40,22 +35,8 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let database = Database::open(&settings.database, SERVICE)?;
-    let Own { consuming, step, limit } = settings.follower_importer;
-    Worker {
-        service: SERVICE,
-        queues: vec![queue::ADD_FOLLOWERS.into()].into(),
-        settings: settings.worker,
-        consuming,
-        health: settings.health,
-        broker: settings.broker,
-        ledger: Arc::new(Ledger::new(database.clone())),
-        database: database.probe(),
-        handler: || Importer::new(database.clone(), step, limit),
-    }
-    .run()
+    let (service, Settings { follower_importer: Own { consuming, step, limit } }) = Service::begin(SERVICE)?;
+    service.consume(vec![queue::ADD_FOLLOWERS.into()], consuming, |database| Importer::new(database, step, limit))
 }
 
 /// The handler.

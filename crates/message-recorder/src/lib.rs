@@ -9,9 +9,9 @@ mod reader;
 use anyhow::{Context as _, ensure};
 use domain::{log::Group, topology::Retention};
 use serde::Deserialize;
+use service::Service;
 use std::time::Duration;
 use storage::Database;
-use worker::{HealthSettings, Stop};
 
 pub use group::Start;
 pub use members::Recorder;
@@ -35,14 +35,9 @@ pub struct Options {
     from: Option<Start>,
 }
 
-/// The sections of the settings that this service needs.
+/// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
     message_log: Retention,
     message_recorder: Own,
 }
@@ -117,23 +112,21 @@ impl Reading {
 /// # Errors
 /// When the settings can't be used, or a reader has died.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
-    let Own { group, from, reading } = settings.message_recorder;
-    let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
+    let (service, Settings { message_log, message_recorder }) = Service::begin(SERVICE)?;
+    let Own { group, from, reading } = message_recorder;
     // Those who renew the leases never wait for a connection that readers have.
-    let apart = storage::Settings { pool_size: 1, ..settings.database.clone() };
+    let apart = storage::Settings { pool_size: 1, ..service.storage };
     Recorder {
         group: options.group.clone().unwrap_or(group),
         from: options.from.unwrap_or(from),
         reading,
-        retention: settings.message_log,
-        worker: settings.worker,
-        health: settings.health,
-        broker: settings.broker,
-        database: Database::open(&settings.database, SERVICE)?,
+        retention: message_log,
+        worker: service.worker,
+        health: service.health,
+        broker: service.broker,
+        database: service.database,
         leases: Database::open(&apart, SERVICE)?,
     }
-    .run_until(&stop)
+    .run_until(&service.stop)
     .context("the recorder has stopped")
 }

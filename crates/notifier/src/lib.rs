@@ -5,51 +5,11 @@ use domain::{
     message::{SendNotification, SendNotificationChunk},
     values::Channel,
 };
-use serde::Deserialize;
-use std::sync::Arc;
 use storage::{
     Database,
-    attempts::Ledger,
     notifications::{self, Single},
 };
-use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Step, Worker};
-
-/// The sections of the settings that every notifier needs.
-#[derive(Debug, Deserialize)]
-pub struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
-}
-
-/// Runs a notifier until it's told to stop.
-///
-/// # Errors
-/// When the settings can't be used.
-pub fn run(
-    service: &'static str,
-    channel: Channel,
-    queue: &str,
-    settings: Settings,
-    consuming: Consuming,
-) -> anyhow::Result<()> {
-    let _telemetry = telemetry::init(service, &settings.telemetry)?;
-    let database = Database::open(&settings.database, service)?;
-    Worker {
-        service,
-        queues: vec![queue.into()].into(),
-        settings: settings.worker,
-        consuming,
-        health: settings.health,
-        broker: settings.broker,
-        ledger: Arc::new(Ledger::new(database.clone())),
-        database: database.probe(),
-        handler: || Notifier::new(database.clone(), channel),
-    }
-    .run()
-}
+use worker::{BatchHandler, Item, Outgoing, Received, Step};
 
 /// A notification as it comes.
 pub enum Notification {

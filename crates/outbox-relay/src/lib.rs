@@ -8,6 +8,7 @@ mod topology;
 use anyhow::{Context as _, anyhow, ensure};
 use domain::topology::{Retention, Topology};
 use serde::Deserialize;
+use service::Service;
 use std::{
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use std::{
 use storage::Database;
 use telemetry::{BrokerLost, DatabaseAvailable, DatabaseUnavailable, emit};
 use topology::Destinations;
-use worker::{HealthSettings, Pulse, Stop, health};
+use worker::{Pulse, Stop, health};
 
 pub use message_log::LogRelay;
 pub use relay::{Relay, Round};
@@ -30,14 +31,9 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// The service's name.
 pub const SERVICE: &str = "outbox-relay";
 
-/// The sections of the settings that this service needs.
+/// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    database: storage::Settings,
-    broker: broker::Settings,
-    worker: worker::Settings,
-    health: HealthSettings,
-    telemetry: telemetry::Settings,
     outbox_relay: Relaying,
     message_log: Retention,
 }
@@ -69,8 +65,6 @@ impl Settings {
             (1..=SEGMENT_BYTES_MAX).contains(&self.message_log.segment_bytes),
             "message_log.segment_bytes must be above 0 and at most {SEGMENT_BYTES_MAX}"
         );
-        // Two loops, and connecting to the broker asks the database, amid a loop's transaction.
-        ensure!(self.database.pool_size > 2, "database.pool_size must be above 2");
         Ok(())
     }
 }
@@ -88,26 +82,26 @@ struct Signs {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
+    let (service, settings) = Service::begin::<Settings>(SERVICE)?;
     settings.check()?;
-    let Settings { broker, message_log, .. } = &settings;
-    let batch = settings.outbox_relay.batch;
-    let database = Database::open(&settings.database, SERVICE)?;
-    let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;
+    // Two loops, and connecting to the broker asks the database, amid a loop's transaction.
+    ensure!(service.storage.pool_size > 2, "database.pool_size must be above 2");
+    let Service { broker, worker, health, database, stop, .. } = &service;
+    let Settings { outbox_relay, message_log } = &settings;
+    let batch = outbox_relay.batch;
     // One round takes as long as the broker may take to confirm and the database to answer.
-    let limit = Duration::from_millis(settings.worker.time_limit_ms);
+    let limit = Duration::from_millis(worker.time_limit_ms);
     let signs = ["the outbox", "the message log"].map(|of| Signs {
         of,
         pulse: Pulse::new(limit),
         broker_answers: AtomicBool::new(false),
     });
     let signs = Arc::new(signs);
-    let _health = health::serve(&settings.health, health(&signs, &database))?;
+    let _health = health::serve(health, checks(&signs, database))?;
 
-    let fleet = Topology::fleet(&settings.worker.retry_delays());
+    let fleet = Topology::fleet(&worker.retry_delays());
     let destinations = Destinations { fleet: fleet.clone(), message_log: *message_log, database: database.clone() };
-    let mut away = settings.worker.backoff();
+    let mut away = worker.backoff();
     while let Err(error) = destinations.declare_at(broker) {
         if matches!(error, broker::Error::Url(_)) {
             return Err(error.into());
@@ -125,22 +119,22 @@ pub fn run() -> anyhow::Result<()> {
     signs.iter().for_each(|signs| signs.broker_answers.store(true, Ordering::Relaxed));
 
     let mut outbox = Relay::new(database.clone(), broker, fleet.clone(), *message_log, batch);
-    let mut log = LogRelay::new(database, broker, fleet, *message_log, batch);
+    let mut log = LogRelay::new(database.clone(), broker, fleet, *message_log, batch);
     let [of_outbox, of_log] = &*signs;
     thread::scope(|scope| {
         // On a thread of its own, so that neither waits for the other's confirms.
         let log = thread::Builder::new().name("message-log".into()).spawn_scoped(scope, || {
-            repeat(&settings, &stop, of_log, || log.round());
+            repeat(outbox_relay, worker, stop, of_log, || log.round());
             log.close();
         });
         let log = log.context("can't start a thread")?;
-        repeat(&settings, &stop, of_outbox, || outbox.round());
+        repeat(outbox_relay, worker, stop, of_outbox, || outbox.round());
         outbox.close();
         log.join().map_err(|_| anyhow!("the relay of the message log died of a bug; its panic is in the log"))
     })
 }
 
-fn health(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
+fn checks(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
     let (moving, connected, database) = (signs.clone(), signs.clone(), database.probe());
     health::Health::new()
         .live("relay", move || match moving.iter().find(|signs| !signs.pulse.is_alive()) {
@@ -164,11 +158,16 @@ impl Drop for EndAll<'_> {
 }
 
 /// Relays round by round until it's time to stop: the next at once while there may be more, else after a wait.
-fn repeat(settings: &Settings, stop: &Stop, signs: &Signs, mut round: impl FnMut() -> storage::Result<Round>) {
+fn repeat(
+    &Relaying { idle_min_ms, idle_max_ms, .. }: &Relaying,
+    worker: &worker::Settings,
+    stop: &Stop,
+    signs: &Signs,
+    mut round: impl FnMut() -> storage::Result<Round>,
+) {
     let _end_all = EndAll(stop);
-    let Relaying { idle_min_ms, idle_max_ms, .. } = settings.outbox_relay;
-    let mut broker_away = settings.worker.backoff();
-    let mut database_away = settings.worker.backoff();
+    let mut broker_away = worker.backoff();
+    let mut database_away = worker.backoff();
     let mut idle_ms = idle_min_ms;
     while !stop.is_requested() {
         signs.pulse.beat();

@@ -36,19 +36,10 @@ pub struct Worker<F> {
 }
 
 impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
-    /// Works until SIGTERM or SIGINT, then finishes the batch in hand.
-    ///
-    /// # Errors
-    /// When the settings can't be used, or a consumer has died.
-    pub fn run(self) -> anyhow::Result<()> {
-        let stop = Stop::on_signals(Duration::from_millis(self.settings.stop_grace_ms))?;
-        self.work(stop, None)
-    }
-
     /// Works until asked to stop, then finishes the batch in hand.
     ///
     /// # Errors
-    /// As for [`Worker::run`].
+    /// When the settings can't be used, or a consumer has died.
     pub fn run_until(self, stop: Stop) -> anyhow::Result<()> {
         self.work(stop, None)
     }
@@ -56,7 +47,7 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
     /// Works until the queues have had nothing for as long as `idle`.
     ///
     /// # Errors
-    /// As for [`Worker::run`].
+    /// As for [`Worker::run_until`].
     pub fn run_until_idle(self, idle: Duration) -> anyhow::Result<()> {
         self.work(Stop::new(), Some(idle))
     }

@@ -11,4 +11,5 @@ mod main_job;
 mod overrun;
 mod scaling;
 mod server_failures;
+mod settings;
 mod stage;

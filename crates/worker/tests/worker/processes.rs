@@ -13,7 +13,7 @@ use std::{
 };
 use storage::{Database, attempts::Ledger};
 use test_support::{TestDatabase, TestVhost};
-use worker::Death;
+use worker::{Death, Stop};
 
 const AMQP_URL: &str = "WORKER_TEST_AMQP_URL";
 const DATABASE_URL: &str = "WORKER_TEST_DATABASE_URL";
@@ -59,7 +59,10 @@ fn process() {
     worker.consuming.batch = number(BATCH);
     worker.consuming.prefetch = worker.consuming.batch as u16;
     match env::var(UNTIL).as_deref() {
-        Ok("signal") => worker.run(),
+        Ok("signal") => {
+            let grace = Duration::from_millis(worker.settings.stop_grace_ms);
+            worker.run_until(Stop::on_signals(grace).expect("signals can be caught"))
+        }
         _ => worker.run_until_idle(IDLE),
     }
     .expect("a clean end");
