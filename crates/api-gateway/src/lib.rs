@@ -70,6 +70,8 @@ pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server
     .workers(workers)
     .worker_max_blocking_threads(blocking_threads)
     .client_request_timeout(request_timeout)
+    // So long may whoever is still sending a body that is refused take to read the answer.
+    .client_disconnect_timeout(request_timeout)
     .keep_alive(KEEP_ALIVE)
     .shutdown_timeout(stop_grace_s)
     .listen(listener)

@@ -75,6 +75,9 @@ impl App {
         let mut settings: Settings =
             settings::load_from("api-gateway", [("MURMURATION__DATABASE__URL", db.url())]).unwrap();
         settings.database = db.settings();
+        // No test is about these unless it says so.
+        settings.api_gateway.request_timeout_ms = 60_000;
+        settings.api_gateway.long_request_timeout_ms = 300_000;
         settings.api_gateway.workers = 1;
         settings.api_gateway.blocking_threads = 4;
         adjust(&mut settings);

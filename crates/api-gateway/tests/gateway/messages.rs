@@ -216,7 +216,10 @@ fn the_longest_text_is_accepted_however_it_is_escaped_and_a_longer_body_isnt_rea
 
 #[test]
 fn a_hundred_thousand_messages_are_accepted_at_once() {
-    let app = App::start();
+    let app = App::start_with(|settings| {
+        settings.database.statement_timeout_ms = 300_000;
+        settings.database.call_timeout_ms = 300_000;
+    });
     // 64 MiB, as far as that can be.
     let text = "x".repeat(671);
     let answer = app.post(PATH, json!({"text": text, "count": 100_000}));
