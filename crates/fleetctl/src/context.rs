@@ -157,9 +157,10 @@ impl Context {
         Ok(self.settings::<MessageLogSection>()?.message_log)
     }
 
-    /// How long a member of a consumer group may be silent before others take its partitions over.
-    pub(crate) fn recorder_lease_ttl_ms(&self) -> anyhow::Result<i64> {
-        Ok(self.settings::<MessageRecorderSection>()?.message_recorder.lease_ttl_ms)
+    /// How long ago a member of a consumer group may have been seen if it runs: others have taken its partitions over after
+    /// half of that.
+    pub(crate) fn recorder_seen_within_ms(&self) -> anyhow::Result<i64> {
+        Ok(2 * self.settings::<MessageRecorderSection>()?.message_recorder.lease_ttl_ms)
     }
 
     /// The most messages that a recorder records in one transaction.

@@ -1,6 +1,9 @@
 //! Table `consumer_offset`: how far each consumer group of the message log has come.
 
-use crate::{Result, schema::consumer_offset};
+use crate::{
+    Result,
+    schema::{consumer_offset, message, skipped_message},
+};
 use diesel::{
     PgConnection,
     prelude::*,
@@ -182,4 +185,37 @@ pub fn reset(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64
     .bind::<Integer, _>(partition)
     .execute(conn)?;
     Ok(removed)
+}
+
+/// What a group has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// Messages that it has recorded.
+    pub messages: i64,
+    /// Messages that it has skipped.
+    pub skipped: i64,
+}
+
+/// What the group has recorded and skipped.
+///
+/// # Errors
+/// The database's.
+pub fn contents(conn: &mut PgConnection, group: &Group) -> Result<Contents> {
+    let messages = message::table.filter(message::group.eq(group.as_str())).count().get_result(conn)?;
+    let skipped = skipped_message::table.filter(skipped_message::group.eq(group.as_str())).count().get_result(conn)?;
+    Ok(Contents { messages, skipped })
+}
+
+/// Removes the group with all that it has recorded and skipped, and answers what that was. Members that run would make it
+/// anew.
+///
+/// # Errors
+/// The database's.
+pub fn remove(conn: &mut PgConnection, group: &Group) -> Result<Contents> {
+    // First, so that a member that is recording just now is through, and the next one finds no group.
+    diesel::delete(consumer_offset::table.filter(consumer_offset::group.eq(group.as_str()))).execute(conn)?;
+    let messages = diesel::delete(message::table.filter(message::group.eq(group.as_str()))).execute(conn)?;
+    let skipped =
+        diesel::delete(skipped_message::table.filter(skipped_message::group.eq(group.as_str()))).execute(conn)?;
+    Ok(Contents { messages: messages as i64, skipped: skipped as i64 })
 }

@@ -4,6 +4,7 @@ mod add_partitions;
 mod browse;
 mod groups;
 mod message;
+mod remove_group;
 mod reset_offset;
 mod skipped;
 mod stream;
@@ -11,11 +12,15 @@ mod tail;
 mod topics;
 mod verify;
 
-use crate::{Outcome, context::Context};
+use crate::{Outcome, context::Context, output::visible};
 use anyhow::{bail, ensure};
 use domain::log::Group;
 use std::io::Write;
-use storage::{PgConnection, consumer_offsets, partitions};
+use storage::{
+    PgConnection, consumer_offsets,
+    leases::{self, Member},
+    partitions,
+};
 
 /// The message log: its partitions, the consumer groups, and the messages themselves
 ///
@@ -28,6 +33,7 @@ pub(crate) enum Command {
     Browse(browse::Args),
     Tail(tail::Args),
     ResetOffset(reset_offset::Args),
+    RemoveGroup(remove_group::Args),
     AddPartitions(add_partitions::Args),
     Skipped(skipped::Args),
     Verify(verify::Args),
@@ -40,6 +46,7 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
         Command::Browse(args) => browse::run(args, context, out),
         Command::Tail(args) => tail::run(args, context),
         Command::ResetOffset(args) => reset_offset::run(args, context, out),
+        Command::RemoveGroup(args) => remove_group::run(args, context, out),
         Command::AddPartitions(args) => add_partitions::run(args, context, out),
         Command::Skipped(args) => skipped::run(args, context, out),
         Command::Verify(args) => verify::run(args, context, out),
@@ -65,4 +72,19 @@ fn ensure_known(conn: &mut PgConnection, group: &Group) -> anyhow::Result<()> {
         true => bail!("there is no group `{group}`; there are none yet"),
         false => bail!("there is no group `{group}`; there are: {}", known.join(", ")),
     }
+}
+
+/// The group's members that run. A dead one hasn't been seen for so long.
+fn running(conn: &mut PgConnection, group: &Group, seen_within_ms: i64) -> storage::Result<Vec<Member>> {
+    let mut members = leases::members(conn, &group.service())?;
+    members.retain(|member| member.seen_ms_ago <= seen_within_ms);
+    Ok(members)
+}
+
+/// That these run.
+fn told(group: &Group, members: &[Member]) -> String {
+    let seen =
+        |member: &Member| format!("{} (seen {:.1} s ago)", visible(&member.holder), member.seen_ms_ago as f64 / 1000.0);
+    let members: Vec<_> = members.iter().map(seen).collect();
+    format!("members of `{group}` run: {}", members.join(", "))
 }

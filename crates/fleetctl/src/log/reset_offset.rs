@@ -1,17 +1,14 @@
 use super::{
-    chosen, ensure_known,
+    chosen, ensure_known, running,
     stream::{self, Stream},
+    told,
 };
-use crate::{Outcome, context::Context, duration, output::visible};
+use crate::{Outcome, context::Context, duration};
 use anyhow::bail;
 use chrono::{DateTime, Utc};
 use domain::log::{Group, partition_stream};
 use std::io::Write;
-use storage::{
-    PgConnection, consumer_offsets,
-    leases::{self, Member},
-    log_audit,
-};
+use storage::{PgConnection, consumer_offsets, log_audit};
 
 /// Have a group read a partition, or all of them, from another place on
 ///
@@ -83,13 +80,6 @@ struct Moved {
     removed: i64,
 }
 
-/// What a transaction comes to.
-enum Reset {
-    Done(Vec<Moved>),
-    /// Members run, and nothing was done.
-    Running(Vec<Member>),
-}
-
 pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let database = context.patient_database()?;
     let partitions = {
@@ -97,28 +87,17 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
         ensure_known(&mut conn, &args.group)?;
         chosen(&mut conn, args.partition)?
     };
-    let seen_within = 2 * context.recorder_lease_ttl_ms()?;
+    let seen_within_ms = context.recorder_seen_within_ms()?;
     let targets = targets(&args.to, &partitions, &context.broker()?)?;
     let reset = database.transaction(|conn| {
-        // Members that are dead have been seen lately at most.
-        let running = |member: &Member| member.seen_ms_ago <= seen_within;
-        let members: Vec<_> = leases::members(conn, &args.group.service())?.into_iter().filter(running).collect();
+        let members = running(conn, &args.group, seen_within_ms)?;
         if !members.is_empty() && !args.force {
-            return Ok(Reset::Running(members));
+            return Ok(Err(members));
         }
         let moved = targets.iter().map(|target| args.reset(conn, target));
-        Ok(Reset::Done(moved.collect::<storage::Result<_>>()?))
+        Ok(Ok(moved.collect::<storage::Result<Vec<_>>>()?))
     })?;
-    let moved = match reset {
-        Reset::Done(moved) => moved,
-        Reset::Running(members) => {
-            let seen = |member: &Member| {
-                format!("{} (seen {:.1} s ago)", visible(&member.holder), member.seen_ms_ago as f64 / 1000.0)
-            };
-            let members: Vec<_> = members.iter().map(seen).collect();
-            bail!("members of `{}` run: {}; stop them first, or use --force", args.group, members.join(", "));
-        }
-    };
+    let moved = reset.or_else(|members| bail!("{}; stop them first, or use --force", told(&args.group, &members)))?;
     let removed = if args.dry_run { "would be removed" } else { "removed" };
     for Moved { partition, from, to, removed: count } in moved {
         let from = from.map_or_else(|| "-".into(), |from| from.to_string());

@@ -1,6 +1,6 @@
 //! The message log: its partitions, groups and messages.
 
-use crate::{NOWHERE, await_line, checked, complaint, fleetctl, interrupt, run, spawn};
+use crate::{NOWHERE, await_line, checked, complaint, fleetctl, interrupt, patient_broker, run, spawn};
 use chrono::{TimeDelta, Utc};
 use domain::{
     log::{Group, MESSAGE, partition_routing_key},
@@ -22,7 +22,7 @@ use storage::{
     messages::{self, NewMessage, NewSkipped},
     partitions, resharding,
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually, log_retention};
+use test_support::{TestDatabase, TestVhost, eventually, eventually_within, log_retention};
 
 struct Stage {
     database: TestDatabase,
@@ -78,7 +78,7 @@ impl Stage {
 
     /// Brings what was accepted to the streams.
     fn relay(&self) {
-        let broker = broker_settings(self.vhost.url());
+        let broker = patient_broker(&self.vhost);
         let database = self.database.database().clone();
         let mut relay = LogRelay::new(database, &broker, Topology::fleet(&[]), log_retention(), 1000);
         while relay.round().unwrap() != Round::Idle {}
@@ -307,8 +307,11 @@ fn what_retention_has_removed_is_told_with_the_first_that_is_left() {
     let recorder = group("recorder");
     stage.read(&recorder, 0, 10);
     let text = "x".repeat(2000);
-    let first = eventually("retention removes the first segment", || {
-        stage.bring(0, 200, &text);
+    // In small steps: the next segment to be removed is far away when the first one is, so what is seen stays true.
+    let bring = || stage.bring(0, 20, &text);
+    (0..20).for_each(|_| bring());
+    let first = eventually_within(Duration::from_secs(180), "retention removes the first segment", || {
+        bring();
         let report = stage.json(&["log", "topics"]);
         report["topics"][0]["partitions"][0]["firstOffset"].as_i64().filter(|first| *first > 10)
     });
@@ -489,6 +492,50 @@ fn a_reset_that_isnt_safe_or_makes_no_sense_is_refused_and_changes_nothing() {
     stage.database.execute("UPDATE member SET seen_at = seen_at - interval '1 minute'");
     run(stage.fleetctl(&["log", "reset-offset", "--group", "recorder", "--partition", "0", "--next"]), 0);
     assert_eq!(stage.offsets(&recorder), [(0, 10)]);
+}
+
+#[test]
+fn a_group_is_removed_with_all_that_it_has_and_no_other_and_not_while_members_run() {
+    let stage = Stage::new();
+    let (audit, recorder) = (group("audit"), group("recorder"));
+    let remove = ["log", "remove-group", "--group", "audit"];
+    assert!(stage.refusal(&remove).contains("there is no group `audit`; there are none yet"));
+    for group in [&audit, &recorder] {
+        stage.read(group, 0, 10);
+        stage.read(group, 3, 6);
+        let skipped =
+            NewSkipped { group: group.as_str(), partition: 0, offset: 10, message_id: None, reason: "x", body: b"x" };
+        stage.with(|conn| messages::skip(conn, std::slice::from_ref(&skipped)));
+    }
+    let (own, other) = (audit.resource(0), recorder.resource(0));
+    let resources = [&*own, &*other];
+    stage.with(|conn| {
+        leases::attend(conn, &audit.service(), "host-17-abcdef", A_LONG_TIME)?;
+        leases::claim(conn, "host-17-abcdef", A_LONG_TIME, &resources, 2)
+    });
+
+    let patiently = |args: &[&str]| {
+        let mut command = stage.fleetctl(args);
+        command.env("MURMURATION__MESSAGE_RECORDER__LEASE_TTL_MS", "300000");
+        command
+    };
+    let told = complaint(patiently(&remove), 2);
+    assert!(told.contains("members of `audit` run: host-17-abcdef (seen "), "{told}");
+    // One that has been silent for long is dead.
+    stage.database.execute("UPDATE member SET seen_at = seen_at - interval '1 hour'");
+    let report = run(patiently(&[&remove[..], &["--dry-run"]].concat()), 0);
+    assert_eq!(report, "group `audit`, 16 recorded and 1 skipped messages: would be removed\n");
+    assert_eq!((stage.offsets(&audit), stage.recorded(&audit)), (vec![(0, 10), (3, 6)], 16));
+
+    let report = run(patiently(&remove), 0);
+    assert_eq!(report, "group `audit`, 16 recorded and 1 skipped messages: removed\n");
+    assert_eq!((stage.offsets(&audit), stage.recorded(&audit)), (vec![], 0));
+    assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 10), (3, 6)], 16));
+    assert_eq!(stage.database.count("SELECT count(*) AS n FROM skipped_message"), 1);
+    assert_eq!(stage.database.count("SELECT count(*) AS n FROM member"), 0);
+    let left = stage.with(|conn| leases::list(conn, &resources));
+    assert_eq!(left.into_iter().map(|lease| lease.resource).collect::<Vec<_>>(), [other]);
+    assert!(stage.refusal(&remove).contains("there are: recorder"));
 }
 
 #[test]
