@@ -44,7 +44,7 @@ impl Connector {
 
     /// Waits until it's time to connect. False if `until` comes first.
     pub(crate) fn wait(&self, until: Instant) -> bool {
-        let retry_at = self.retry_at.unwrap_or_else(Instant::now);
+        let Some(retry_at) = self.retry_at else { return true };
         thread::sleep(retry_at.min(until).saturating_duration_since(Instant::now()));
         retry_at <= until
     }

@@ -9,7 +9,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The same for a stream that has none, as far as the broker's lagging count tells.
 const GLANCE: Duration = Duration::from_millis(500);
 /// The broker sends a chunk without a pause: after this one, it was the newest message.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(500);
 /// Where messages keep coming without a pause, the newest one is a matter of when one looks.
 const LONG_ENOUGH: Duration = Duration::from_secs(2);
 /// Messages that the broker sends ahead.
@@ -85,7 +85,11 @@ impl Survey {
 
     /// The offset of the first message that comes, if `max` is one, else of the last of some.
     fn read(&mut self, max: usize, wait: Duration) -> Result<Option<i64>, Error> {
-        let batch = self.consumer.next_batch(max, Duration::ZERO, wait)?;
+        let mut batch = self.consumer.next_batch(max, Duration::ZERO, Duration::ZERO)?;
+        if batch.deliveries.is_empty() {
+            // From here on: connecting isn't at the cost of the first message.
+            batch = self.consumer.next_batch(max, Duration::ZERO, wait)?;
+        }
         let offset = batch.deliveries.last().and_then(|delivery| delivery.offset);
         if offset.is_none() && !self.consumer.connected() {
             return Err(Error::lost("reading a stream", "the connection was lost"));
