@@ -194,6 +194,8 @@ pub(super) fn post(agent: &Agent, url: &str, body: &str) -> Answer {
     };
     match status.as_u16() {
         200..=299 if answer.is_some() => Answer::Accepted,
+        // It arrived too slowly.
+        408 => Answer::Unknown(reason()),
         400..=499 => Answer::Refused(reason()),
         _ => Answer::Unknown(reason()),
     }
@@ -253,16 +255,19 @@ impl<L: Fn(&Request) -> anyhow::Result<Found>> Delivery<'_, L> {
                 self.interrupt.sleep_until(Instant::now() + wait);
                 wait = (wait * 2).min(LONGEST_WAIT);
                 ensure!(!self.interrupt.is_set(), "interrupted after: {reason}");
-                ensure!(Instant::now() < deadline, "{reason}{doubt}");
-                if !is_uncertain {
-                    break;
+                // Once at least, however late the answer was given up. As long as the database can't tell, nobody can.
+                let mut is_told = !is_uncertain;
+                if is_uncertain {
+                    match (self.look)(request) {
+                        Ok(Found { times: 1.., .. }) => return Ok(()),
+                        Ok(Found { is_all: true, .. }) => (is_told, doubt) = (true, ""),
+                        Ok(_) => doubt = "; whether it took place all the same can't be told",
+                        Err(error) => log::info!("can't look for what a request holds: {error:#}"),
+                    }
                 }
-                // As long as the database can't tell, nobody can.
-                match (self.look)(request) {
-                    Ok(Found { times: 1.., .. }) => return Ok(()),
-                    Ok(Found { is_all: true, .. }) => break,
-                    Ok(_) => doubt = "; whether it took place all the same can't be told",
-                    Err(error) => log::info!("can't look for what a request holds: {error:#}"),
+                ensure!(Instant::now() < deadline, "{reason}{doubt}");
+                if is_told {
+                    break;
                 }
             }
             if is_uncertain && !is_repeated {
