@@ -7,7 +7,7 @@ use std::{
     env, fs,
     fs::File,
     iter,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -67,6 +67,7 @@ pub struct Fleet {
     logs: PathBuf,
     settings: Vec<(String, String)>,
     gateway_port: u16,
+    _reserved: UdpSocket,
     processes: BTreeMap<Name, Process>,
     agent: ureq::Agent,
 }
@@ -82,10 +83,16 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
 }
 
 /// A port that is free at this moment, below those that the kernel takes for outgoing connections: so it'll still be
-/// free when a killed process starts again.
-fn free_port() -> anyhow::Result<u16> {
+/// free when a killed process starts again. Nobody else who looks for one likewise takes it as long as the socket holds
+/// it for UDP.
+fn free_port() -> anyhow::Result<(u16, UdpSocket)> {
     let mut random = iter::repeat_with(|| rand::random_range(20_000..30_000)).take(1000);
-    random.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).context("no port is free")
+    let free = |port: u16| {
+        let reserved = UdpSocket::bind(("127.0.0.1", port)).ok()?;
+        TcpListener::bind(("127.0.0.1", port)).ok()?;
+        Some((port, reserved))
+    };
+    random.find_map(free).context("no port is free")
 }
 
 impl Fleet {
@@ -95,7 +102,7 @@ impl Fleet {
     /// When the folder can't be made.
     pub fn new(database_url: &str, amqp_url: &str, logs: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(logs).with_context(|| format!("can't make the folder {}", logs.display()))?;
-        let gateway_port = free_port()?;
+        let (gateway_port, reserved) = free_port()?;
         let settings = [
             ("MURMURATION__DATABASE__URL", database_url.to_owned()),
             ("MURMURATION__BROKER__URL", amqp_url.to_owned()),
@@ -110,6 +117,7 @@ impl Fleet {
             logs: logs.to_owned(),
             settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
             gateway_port,
+            _reserved: reserved,
             processes: BTreeMap::new(),
             agent: agent.into(),
         })
