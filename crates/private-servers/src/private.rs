@@ -6,25 +6,33 @@ use std::{
     collections::HashMap,
     env, fs,
     io::{BufRead as _, BufReader},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 use uuid::Uuid;
 
 /// Ports that nobody has at this moment, below those that the kernel takes for outgoing connections: so they'll still be
-/// free when a killed server starts again.
+/// free when a killed server starts again. Nor does another call answer them, until this program ends.
 ///
 /// # Panics
 /// When none is free.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| {
+    /// Holding a port for UDP keeps the other callers away, in whichever process, and leaves it to a server for TCP.
+    static RESERVED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
+    [(); N].map(|()| {
         let random = || u16::try_from(20_000 + Uuid::new_v4().as_u128() % 10_000).expect("it's below 30,000");
-        let free = |_| TcpListener::bind(("127.0.0.1", random())).ok();
+        let free = |_| {
+            let port = random();
+            let reserved = UdpSocket::bind(("127.0.0.1", port)).ok()?;
+            TcpListener::bind(("127.0.0.1", port)).ok()?;
+            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
+            Some(port)
+        };
         (0..100).find_map(free).expect("some port is free")
-    });
-    listeners.map(|listener| listener.local_addr().expect("it listens").port())
+    })
 }
 
 /// As whom servers run that refuse to be root's.

@@ -1,5 +1,5 @@
 use crate::{
-    eventually_within,
+    eventually, eventually_within,
     private::{Folder, Frozen, Server, free_ports, signal},
 };
 use rustix::process::Signal;
@@ -58,6 +58,8 @@ impl PrivateRabbitmq {
         let mut epmd = Command::new("epmd");
         epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
         let epmd = Server::start(&epmd, &folder, &["KILL"]);
+        // A node that finds none starts one of its own, which would outlive it.
+        eventually("Erlang's port mapper answers", || TcpStream::connect(("127.0.0.1", epmd_port)).ok());
         Self { server: None, _epmd: epmd, folder, amqp_port, management_port, dist_port, epmd_port }
     }
 
@@ -127,7 +129,7 @@ impl PrivateRabbitmq {
     pub fn stop(&mut self) {
         if let Some(server) = self.server.take() {
             signal(server.pid(), Signal::TERM);
-            eventually_within(Duration::from_secs(60), "the private RabbitMQ ends", || (!server.runs()).then_some(()));
+            eventually_within(Duration::from_secs(120), "the private RabbitMQ ends", || (!server.runs()).then_some(()));
         }
     }
 

@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Awaits that `probe` answers something, for half a minute: a bound against hanging, generous enough for a busy machine.
+/// Awaits that `probe` answers something, for a minute: a bound against hanging, generous enough for a busy machine.
 ///
 /// # Panics
 /// When it didn't; says what was awaited.
 #[track_caller]
 pub fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(30), what, probe)
+    eventually_within(Duration::from_secs(60), what, probe)
 }
 
 /// Awaits that `probe` answers something within `limit`.

@@ -1,12 +1,13 @@
 use domain::topology::Retention;
 
-/// The section `[broker]` for a test at this URL: less patient than a fleet is.
+/// The section `[broker]` for a test at this URL. Patient, since a test opens its own sessions once, and since a connection
+/// that is given up for lost brings messages again.
 pub fn broker_settings(url: &str) -> broker::Settings {
     broker::Settings {
         url: url.to_owned().into(),
-        connect_timeout_ms: 3000,
-        heartbeat_s: 5,
-        confirm_timeout_ms: 5000,
+        connect_timeout_ms: 30_000,
+        heartbeat_s: 30,
+        confirm_timeout_ms: 30_000,
         window_messages: 1024,
         window_bytes: 1 << 20,
     }

@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
 };
-use storage::{Database, Settings, admin, migrations};
+use storage::{Database, PgConnection, Settings, admin, migrations};
 use url::Url;
 use uuid::Uuid;
 
@@ -88,10 +88,15 @@ impl TestDatabase {
     /// # Panics
     /// When the query fails.
     pub fn count(&self, sql: &str) -> i64 {
-        let count = || admin::count(&mut *self.database.connection()?, sql);
+        self.ask(|conn| admin::count(conn, sql))
+    }
+
+    /// What a query answers.
+    pub(crate) fn ask<T>(&self, query: impl Fn(&mut PgConnection) -> storage::Result<T>) -> T {
+        let ask = || query(&mut *self.database.connection()?);
         // A connection from before a restart of the server says so when it's used; all others prove themselves then.
-        let again = |error| if matches!(error, storage::Error::Unavailable(_)) { count() } else { Err(error) };
-        count().or_else(again).expect("the query runs")
+        let again = |error| if matches!(error, storage::Error::Unavailable(_)) { ask() } else { Err(error) };
+        ask().or_else(again).expect("the query runs")
     }
 
     /// Runs SQL as it stands, and answers how many rows it touched.

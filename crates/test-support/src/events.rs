@@ -24,8 +24,7 @@ impl TestDatabase {
     /// # Panics
     /// When the query fails.
     pub fn events_waiting(&self) -> i64 {
-        let mut conn = self.database().connection().expect("a connection");
-        stream_audit::backlog(&mut conn, "").expect("the query runs").waiting
+        self.ask(|conn| stream_audit::backlog(conn, "")).waiting
     }
 
     /// What the audit has to say against the events and their effects: those that are lost, doubled, out of order, or

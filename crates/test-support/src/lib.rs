@@ -2,6 +2,7 @@
 
 mod broker;
 mod database;
+mod drain;
 mod events;
 mod postgres;
 mod servers;
@@ -9,6 +10,7 @@ mod vhost;
 
 pub use broker::{broker_settings, log_retention};
 pub use database::TestDatabase;
+pub use drain::drain;
 pub use postgres::PrivatePostgres;
-pub use private_servers::{Frozen, PrivateRabbitmq, eventually, eventually_within};
+pub use private_servers::{Frozen, PrivateRabbitmq, eventually, eventually_within, free_ports};
 pub use vhost::TestVhost;
