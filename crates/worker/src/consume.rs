@@ -130,7 +130,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         let Consuming { batch: max, linger_ms, .. } = *self.shared.consuming;
         let linger = Duration::from_millis(linger_ms);
         let mut refused = self.shared.settings.backoff();
-        let mut idle_since = Instant::now();
+        let (mut idle_since, mut epoch) = (Instant::now(), 0);
         while !self.shared.stop.is_requested() {
             self.pulse.beat();
             if let Some(names) = self.shared.queues.changed_since(version) {
@@ -138,6 +138,10 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             }
             match self.consumer.next_batch(max, linger, IDLE) {
                 Ok(batch) if batch.deliveries.is_empty() => {
+                    // While it connected, nothing could come: that time doesn't count.
+                    if batch.epoch != epoch {
+                        (idle_since, epoch) = (Instant::now(), batch.epoch);
+                    }
                     let idle = self.shared.until_idle.is_some_and(|limit| idle_since.elapsed() >= limit);
                     if idle && self.consumer.connected() {
                         break;

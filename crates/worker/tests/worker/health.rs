@@ -4,18 +4,11 @@ use crate::support::{MemoryLedger, publish, while_running, worker};
 use anyhow::anyhow;
 use domain::Failure;
 use serde_json::{Value, json};
-use std::{
-    net::TcpListener,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
-use test_support::{TestVhost, eventually};
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
-}
+use test_support::{TestVhost, eventually, free_ports};
 
 fn get(port: u16, path: &str) -> Option<(u16, Value)> {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
@@ -26,11 +19,11 @@ fn get(port: u16, path: &str) -> Option<(u16, Value)> {
 
 #[test]
 fn without_both_servers_a_worker_waits_and_says_what_is_missing() {
-    let nobody = format!("amqp://guest:guest@127.0.0.1:{}", free_port());
+    let [port, nobody] = free_ports();
+    let nobody = format!("amqp://guest:guest@127.0.0.1:{nobody}");
     let mut waiting = worker(&nobody, Arc::new(MemoryLedger::default()), |_, _, _| Ok(()));
-    waiting.health.port = free_port();
+    waiting.health.port = port;
     waiting.database = Arc::new(|| Err(Failure::Unavailable(anyhow!("the database is not available"))));
-    let port = waiting.health.port;
     while_running(waiting, || {
         let ready = eventually("an answer", || get(port, "/health/ready"));
         let missing = json!([
@@ -50,13 +43,13 @@ fn a_worker_is_ready_once_it_consumes_and_the_database_answers() {
     publish(vhost.url(), []);
     let database = Arc::new(AtomicBool::new(false));
     let mut starting = worker(vhost.url(), Arc::new(MemoryLedger::default()), |_, _, _| Ok(()));
-    starting.health.port = free_port();
+    let [port] = free_ports();
+    starting.health.port = port;
     let answers = database.clone();
     starting.database = Arc::new(move || {
         let away = || Failure::Unavailable(anyhow!("the database is not available"));
         answers.load(Ordering::Relaxed).then_some(()).ok_or_else(away)
     });
-    let port = starting.health.port;
     while_running(starting, || {
         assert_eq!(eventually("an answer", || get(port, "/health/ready")).0, 503);
         database.store(true, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 use storage::{Database, attempts::Ledger};
-use test_support::{TestDatabase, TestVhost};
+use test_support::{TestDatabase, TestVhost, eventually_within};
 use worker::{Death, Stop};
 
 const AMQP_URL: &str = "WORKER_TEST_AMQP_URL";
@@ -20,6 +20,7 @@ const DATABASE_URL: &str = "WORKER_TEST_DATABASE_URL";
 const UNTIL: &str = "WORKER_TEST_UNTIL";
 const CONCURRENCY: &str = "WORKER_TEST_CONCURRENCY";
 const BATCH: &str = "WORKER_TEST_BATCH";
+const TIME_LIMIT_MS: &str = "WORKER_TEST_TIME_LIMIT_MS";
 
 /// The worker: notes what it handles on its standard output, and dies of some messages.
 #[test]
@@ -30,9 +31,9 @@ fn process() {
     let settings = storage::Settings {
         url: database_url.into(),
         pool_size: 4,
-        connect_timeout_ms: 3000,
-        statement_timeout_ms: 15_000,
-        call_timeout_ms: 20_000,
+        connect_timeout_ms: 30_000,
+        statement_timeout_ms: 60_000,
+        call_timeout_ms: 60_000,
     };
     let database = Database::open(&settings, "worker-test").expect("a usable URL");
     let mut worker = worker(&url, Arc::new(Ledger::new(database.clone())), |batch, _, _| {
@@ -53,14 +54,16 @@ fn process() {
         Ok(())
     });
     worker.database = database.probe();
-    worker.settings.time_limit_ms = 2000;
     let number = |name| env::var(name).expect("a number").parse().expect("a number");
+    worker.settings.time_limit_ms = number(TIME_LIMIT_MS) as u64;
     worker.consuming.concurrency = number(CONCURRENCY);
     worker.consuming.batch = number(BATCH);
     worker.consuming.prefetch = worker.consuming.batch as u16;
     match env::var(UNTIL).as_deref() {
         Ok("signal") => {
             let grace = Duration::from_millis(worker.settings.stop_grace_ms);
+            // A batch is whole, however long the broker takes to send it.
+            worker.consuming.linger_ms = 60_000;
             worker.run_until(Stop::on_signals(grace).expect("signals can be caught"))
         }
         _ => worker.run_until_idle(IDLE),
@@ -72,9 +75,11 @@ fn process() {
 struct Scale {
     concurrency: usize,
     batch: usize,
+    time_limit_ms: usize,
 }
 
-const ONE: Scale = Scale { concurrency: 1, batch: 20 };
+/// No time limit ends it on a busy machine.
+const ONE: Scale = Scale { concurrency: 1, batch: 20, time_limit_ms: 300_000 };
 
 struct Fleet {
     vhost: TestVhost,
@@ -86,7 +91,7 @@ impl Fleet {
         Self { vhost: TestVhost::new(), database: TestDatabase::new() }
     }
 
-    fn start(&self, until: &str, Scale { concurrency, batch }: Scale) -> Child {
+    fn start(&self, until: &str, Scale { concurrency, batch, time_limit_ms }: Scale) -> Child {
         Command::new(env::current_exe().expect("this program"))
             .args(["--ignored", "--exact", "processes::process", "--nocapture"])
             .env(AMQP_URL, self.vhost.url())
@@ -94,25 +99,31 @@ impl Fleet {
             .env(UNTIL, until)
             .env(CONCURRENCY, concurrency.to_string())
             .env(BATCH, batch.to_string())
+            .env(TIME_LIMIT_MS, time_limit_ms.to_string())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the process starts")
     }
 
-    /// Starts the worker again and again until it ends by itself. Answers what it handled, and how often it died of what.
-    fn supervise(&self, scale: Scale) -> (Vec<String>, Vec<Option<i32>>) {
+    /// Starts the worker again and again until a message is set aside and these are handled. Answers what it handled, and how
+    /// often it died of what.
+    fn supervise(&self, scale: Scale, neighbours: &BTreeSet<String>) -> (Vec<String>, Vec<Option<i32>>) {
         let (mut handled, mut deaths) = (Vec::new(), Vec::new());
-        loop {
+        eventually_within(Duration::from_secs(180), "all is settled", || {
             let mut child = self.start("idle", scale);
             let lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
             handled.extend(lines.filter_map(|line| Some(line.split_once("handled ")?.1.to_owned())));
             let status = child.wait().expect("its status");
             if status.success() {
-                return (handled, deaths);
+                // It may have ended before a slow broker brought back everything.
+                let all = neighbours.iter().all(|neighbour| handled.contains(neighbour));
+                return (all && depth(self.vhost.url(), queue::DEAD_LETTER) > 0).then_some(());
             }
             deaths.push(status.code());
             assert!(deaths.len() < 20, "it dies again and again: {deaths:?}");
-        }
+            None
+        });
+        (handled, deaths)
     }
 
     fn dead(&self) -> Vec<(String, String)> {
@@ -131,7 +142,7 @@ fn killed_by(killer: &str, scale: Scale) -> Vec<Option<i32>> {
     let neighbours = neighbours();
     let (before, after): (Vec<_>, Vec<_>) = neighbours.iter().map(String::as_str).partition(|text| *text < "m030");
     publish(fleet.vhost.url(), before.into_iter().chain([killer]).chain(after));
-    let (handled, deaths) = fleet.supervise(scale);
+    let (handled, deaths) = fleet.supervise(scale, &neighbours);
     assert_eq!(handled.into_iter().collect::<BTreeSet<_>>(), neighbours, "every neighbour is handled");
     let times = DELAYS_MS.len() + 1;
     let expected = format!("its worker died while handling it ({times} times)");
@@ -158,22 +169,21 @@ fn a_slow_message_in_another_consumers_hand_is_not_blamed() {
     let fleet = Fleet::new();
     // Each consumer takes one, so that both are in hand at once.
     publish(fleet.vhost.url(), ["aborts", "slow"]);
-    let (handled, _) = fleet.supervise(Scale { concurrency: 2, batch: 1 });
-    assert!(handled.contains(&"slow".to_owned()));
+    fleet.supervise(Scale { concurrency: 2, batch: 1, ..ONE }, &BTreeSet::from(["slow".to_owned()]));
     let dead = fleet.dead();
     assert!(matches!(&dead[..], [(id, _)] if id == "aborts"), "{dead:?}");
 }
 
 #[test]
 fn a_message_that_runs_past_its_time_limit_dies_alone() {
-    assert!(killed_by("hangs", ONE).iter().all(|code| *code == Some(75)));
+    assert!(killed_by("hangs", Scale { time_limit_ms: 3000, ..ONE }).iter().all(|code| *code == Some(75)));
 }
 
 #[test]
 fn a_termination_signal_lets_the_batch_in_hand_finish_and_exits_with_0() {
     let fleet = Fleet::new();
     publish(fleet.vhost.url(), ["first", "slow", "last"]);
-    let mut child = fleet.start("signal", ONE);
+    let mut child = fleet.start("signal", Scale { batch: 3, ..ONE });
     let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.ends_with("handled first")), "the batch is in hand");
     let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");

@@ -1,6 +1,6 @@
 //! A worker whose handler is a closure, and what it takes to watch it.
 
-use broker::{Consumer, Delivery, Publisher, Session, Ticket};
+use broker::{Delivery, Publisher, Session, Ticket};
 use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::Topology};
 use std::{
     collections::BTreeMap,
@@ -10,12 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 pub(crate) use test_support::broker_settings;
+use test_support::eventually;
 use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Settings, Step, Stop, Worker};
 
 /// Where the tests' messages go: a direct exchange with one queue of the same name.
 pub(crate) const QUEUE: &str = "publish_tweet";
 
-/// After this long without a message, nothing is under way any more: longer than all the retries' delays together.
+/// After this long without a message, nothing is under way any more, unless the broker is slow: longer than all the retries'
+/// delays together.
 pub(crate) const IDLE: Duration = Duration::from_millis(1500);
 
 /// Two retries, soon.
@@ -79,8 +81,8 @@ where
         service: "test",
         queues: vec![QUEUE.into()].into(),
         settings: Settings {
-            time_limit_ms: 30_000,
-            stop_grace_ms: 20_000,
+            time_limit_ms: 300_000,
+            stop_grace_ms: 300_000,
             retry_delays_ms: DELAYS_MS.into(),
             unavailable_backoff_ms: 20,
             unavailable_backoff_max_ms: 100,
@@ -117,6 +119,18 @@ pub(crate) fn while_running<T, H: BatchHandler>(
     })
 }
 
+/// Runs one worker after another, each until nothing comes any more, until it's `done`: a slow broker may take longer than
+/// [`IDLE`] to bring back what it has.
+pub(crate) fn run_until_idle<H: BatchHandler, F: Fn() -> H + Sync>(
+    worker: impl Fn() -> Worker<F>,
+    done: impl Fn() -> bool,
+) {
+    eventually("all is settled", || {
+        worker().run_until_idle(IDLE).expect("a clean end");
+        done().then_some(())
+    });
+}
+
 /// Declares the topology and publishes these texts, with their own text as message id.
 pub(crate) fn publish<'a>(url: &str, texts: impl IntoIterator<Item = &'a str>) {
     let envelopes: Vec<_> = texts
@@ -147,17 +161,7 @@ pub(crate) fn depth(url: &str, queue: &str) -> u32 {
 
 /// Takes everything out of a queue.
 pub(crate) fn drain(url: &str, queue: &str) -> Vec<Received> {
-    let mut consumer = Consumer::new(&broker_settings(url), "test", vec![queue.to_owned()], 1000);
-    let (mut all, mut more) = (Vec::new(), false);
-    // What is on its way here isn't in the queue's depth any more.
-    while more || depth(url, queue) > 0 {
-        let batch = consumer.next_batch(1000, Duration::ZERO, Duration::from_millis(500)).expect("a batch");
-        more = !batch.deliveries.is_empty();
-        let (tickets, received): (Vec<_>, Vec<_>) = batch.into_iter().map(open).unzip();
-        assert_eq!(consumer.ack(tickets).stale, 0, "nothing disturbs this connection");
-        all.extend(received);
-    }
-    all
+    test_support::drain(&broker_settings(url), &[queue.to_owned()], open)
 }
 
 /// Parts a delivery from what acknowledges it.
