@@ -103,12 +103,12 @@ mod tests {
             ends.lock().unwrap().recv().unwrap();
         });
         pool.submit([(); 5]);
-        let second = Duration::from_secs(10);
-        let mut threads: HashSet<_> = (0..3).map(|_| begins.recv_timeout(second).unwrap()).collect();
+        let patience = Duration::from_secs(60);
+        let mut threads: HashSet<_> = (0..3).map(|_| begins.recv_timeout(patience).unwrap()).collect();
         assert_eq!(threads.len(), 3);
         assert!(begins.recv_timeout(Duration::from_millis(50)).is_err(), "a fourth one began");
         (0..5).for_each(|_| end.send(()).unwrap());
-        threads.extend((0..2).map(|_| begins.recv_timeout(second).unwrap()));
+        threads.extend((0..2).map(|_| begins.recv_timeout(patience).unwrap()));
         assert_eq!(threads.len(), 3);
     }
 }

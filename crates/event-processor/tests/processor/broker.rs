@@ -1,6 +1,6 @@
 //! What the broker does to those who keep messages for too long.
 
-use crate::stage::{Stage, events};
+use crate::stage::{PATIENCE, Stage, events};
 use broker::{Consumer, Publisher, Session};
 use domain::{
     Envelope,
@@ -13,7 +13,7 @@ use std::{
 use test_support::{PrivateRabbitmq, eventually};
 
 /// How long the broker bears with an unacknowledged message here.
-const CONSUMER_TIMEOUT: Duration = Duration::from_millis(2000);
+const CONSUMER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Somebody who takes a message and never acknowledges it; answers when the broker has taken it away from him.
 fn keep_a_message_for_too_long(settings: &broker::Settings) {
@@ -21,7 +21,7 @@ fn keep_a_message_for_too_long(settings: &broker::Settings) {
     broker::declare(&mut session, &Topology::fleet(&[])).expect("all declared");
     let mut publisher = Publisher::new(settings, "test");
     let message = Envelope::new(exchange::PUBLISH_TWEET, queue::PUBLISH_TWEET, b"{}".to_vec());
-    publisher.publish_all(&[message], Instant::now() + Duration::from_secs(20)).expect("it's confirmed");
+    publisher.publish_all(&[message], Instant::now() + PATIENCE).expect("it's confirmed");
     let mut consumer = Consumer::new(settings, "test", vec![queue::PUBLISH_TWEET.into()], 1);
     eventually("the broker hands it out once more", || {
         let batch = consumer.next_batch(1, Duration::ZERO, Duration::from_millis(100)).expect("a batch");
@@ -40,7 +40,7 @@ fn a_backlog_that_takes_longer_than_the_broker_waits_for_acknowledgements_costs_
         "application:set_env(rabbit, consumer_timeout, {timeout}), application:set_env(rabbit, channel_tick_interval, 250)"
     ));
     let mut stage = Stage::at(&rabbitmq.url());
-    stage.start(&[("MURMURATION__EVENT_PROCESSOR__WORK_MS", "150"), ("RUST_LOG", "info,telemetry=debug")]);
+    stage.start(&[("MURMURATION__EVENT_PROCESSOR__WORK_MS", "320"), ("RUST_LOG", "info,telemetry=debug")]);
     stage.await_shares(&[16]);
     let began = Instant::now();
     // A message each.

@@ -2,37 +2,43 @@
 
 use crate::stage::{PATIENCE, Stage, events};
 use rustix::process::Signal;
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
+use storage::{Connection, admin};
 use test_support::{eventually, eventually_within};
 
 const WORK_MS: &str = "MURMURATION__EVENT_PROCESSOR__WORK_MS";
 const LEASE_TTL_MS: &str = "MURMURATION__SEQUENCED__LEASE_TTL_MS";
 
-/// Two processes share the shards, and have events in hand of which each takes so long; answers who holds the leases of
-/// the first one.
-fn two_at_work(stage: &mut Stage, settings: &[(&str, &str)]) -> String {
+/// Two processes share the shards, and both have events in hand for certain, of which none can take effect until the
+/// connection that this answers ends its transaction. Answers also who holds the leases of the first one.
+fn two_at_work(stage: &mut Stage, settings: &[(&str, &str)]) -> (String, Connection) {
     stage.start(settings);
-    stage.await_shares(&[16]);
-    let first = stage.holders().into_keys().next().expect("a holder");
+    let first = eventually_within(PATIENCE, "the first one has all shards", || {
+        stage.holders().into_iter().find_map(|(holder, shards)| (shards == 16).then_some(holder))
+    });
     stage.start(settings);
     stage.await_shares(&[8, 8]);
+    let mut lock = stage.database.database().connection().expect("a connection");
+    admin::execute(&mut lock, "BEGIN").expect("it begins");
+    admin::execute(&mut lock, "LOCK TABLE account_effect IN EXCLUSIVE MODE").expect("it's locked");
     stage.database.append_events(&events(60, 20));
-    let by = |holder: &str| {
-        let other = format!("SELECT count(DISTINCT worker = '{holder}') AS n FROM account_effect");
-        (stage.database.count(&other) == 2).then_some(())
-    };
-    eventually("both are at work", || by(&first));
-    first
+    let waiting = "SELECT count(*) AS n FROM pg_locks WHERE relation = 'account_effect'::regclass AND NOT granted";
+    eventually("both are at work", || (stage.database.count(waiting) == 2).then_some(()));
+    (first, lock)
+}
+
+fn unlock(mut lock: Connection) {
+    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
 }
 
 #[test]
 fn when_a_process_is_killed_another_takes_its_shards_over() {
     let mut stage = Stage::new();
-    two_at_work(&mut stage, &[(WORK_MS, "20..60")]);
+    let (_, lock) = two_at_work(&mut stage, &[(WORK_MS, "20..60")]);
     stage.signal(0, Signal::KILL);
     stage.wait(0);
-    eventually_within(Duration::from_secs(10), "its shards are taken over", || (stage.shares() == [16]).then_some(()));
-    assert!(stage.database.events_waiting() > 0, "it died with events in hand");
+    unlock(lock);
+    stage.await_shares(&[16]);
     stage.await_all();
     stage.ends_well(60 * 20);
 }
@@ -41,11 +47,13 @@ fn when_a_process_is_killed_another_takes_its_shards_over() {
 fn a_process_that_stops_hands_its_shards_over_and_exits_with_0() {
     let mut stage = Stage::new();
     // No lease runs out in the time of this test.
-    two_at_work(&mut stage, &[(WORK_MS, "20..60"), (LEASE_TTL_MS, "120000")]);
+    let (_, lock) = two_at_work(&mut stage, &[(WORK_MS, "20..60"), (LEASE_TTL_MS, "3600000")]);
     stage.signal(0, Signal::TERM);
-    eventually_within(Duration::from_secs(10), "its shards are handed over", || (stage.shares() == [16]).then_some(()));
+    let members = || stage.database.count("SELECT count(*) AS n FROM member");
+    eventually_within(PATIENCE, "it's leaving", || (members() == 1).then_some(()));
+    unlock(lock);
+    stage.await_shares(&[16]);
     assert_eq!(stage.wait(0).code(), Some(0));
-    assert!(stage.database.events_waiting() > 0, "it stopped while events were in hand");
     stage.await_all();
     stage.ends_well(60 * 20);
 }
@@ -53,8 +61,9 @@ fn a_process_that_stops_hands_its_shards_over_and_exits_with_0() {
 #[test]
 fn a_process_that_was_frozen_past_its_lease_changes_nothing_twice() {
     let mut stage = Stage::new();
-    let frozen = two_at_work(&mut stage, &[(WORK_MS, "100..200"), ("RUST_LOG", "debug")]);
+    let (frozen, lock) = two_at_work(&mut stage, &[(WORK_MS, "20..60"), ("RUST_LOG", "debug")]);
     stage.signal(0, Signal::STOP);
+    unlock(lock);
     stage.await_shares(&[16]);
     assert!(!stage.holders().contains_key(&frozen));
     stage.await_all();
@@ -68,8 +77,7 @@ fn a_process_that_was_frozen_past_its_lease_changes_nothing_twice() {
     };
     eventually_within(PATIENCE, "it tries to record what it had in hand", late);
     assert_eq!(stage.applied(), by_then);
-    stage.await_shares(&[8, 8]);
-    assert!(stage.holders().contains_key(&frozen), "it's back");
+    eventually_within(PATIENCE, "it's back", || (stage.holders().get(&frozen) == Some(&8)).then_some(()));
     stage.database.append_events(&events(60, 2));
     stage.await_all();
     stage.ends_well(60 * 22);

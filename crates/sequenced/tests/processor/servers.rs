@@ -22,14 +22,14 @@ fn events_go_on_in_order_when_postgres_has_frozen_and_when_it_was_killed() {
     });
     // Soon convinced that nobody answers.
     let mut settings = stage.database.settings();
-    settings.connect_timeout_ms = 500;
-    settings.call_timeout_ms = 500;
+    settings.connect_timeout_ms = 2000;
+    settings.call_timeout_ms = 2000;
     let impatient = || Database::open(&settings, "test").expect("a usable URL");
     let _relay = stage.relay();
     let processors = [(), ()].map(|()| {
         let mut processor = stage.processor(&accounts);
         processor.database = impatient();
-        processor.settings.lease_ttl_ms = 1000;
+        processor.settings.lease_ttl_ms = 3000;
         Running::start(processor)
     });
     let probe = impatient();

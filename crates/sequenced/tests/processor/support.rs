@@ -1,6 +1,6 @@
 //! Processors whose handler is a closure, and what it takes to watch them.
 
-use broker::{Consumer, Publisher, Session};
+use broker::{Publisher, Session};
 use domain::{
     Envelope, Failure,
     stream::{ACCOUNT_EVENT, AccountId, Payload, SHARDS_MAX, shard_queue, shard_resource},
@@ -67,11 +67,11 @@ impl Stage {
             service: "event-processor",
             stream: ACCOUNT_EVENT,
             // Who waits for a lease to run out waits for long.
-            settings: Settings { lease_ttl_ms: 60_000, lease_renew_ms: 50, sweep_ms: 100 },
+            settings: Settings { lease_ttl_ms: 600_000, lease_renew_ms: 50, sweep_ms: 100 },
             lanes: 64,
             worker: worker::Settings {
-                time_limit_ms: 60_000,
-                stop_grace_ms: 60_000,
+                time_limit_ms: 600_000,
+                stop_grace_ms: 600_000,
                 retry_delays_ms: RETRY_DELAYS_MS.into(),
                 unavailable_backoff_ms: 10,
                 unavailable_backoff_max_ms: 20,
@@ -192,16 +192,7 @@ impl Stage {
 
     /// Takes everything out of queues, and answers what was in them: of each message its headers.
     pub(crate) fn drain(&self, queues: &[String]) -> Vec<BTreeMap<String, String>> {
-        let mut consumer = Consumer::new(&self.broker, "test", queues.to_vec(), 1000);
-        let (mut all, mut more) = (Vec::new(), false);
-        // What is on its way here isn't in the queues' depth any more.
-        while more || self.depth(queues) > 0 {
-            let batch = consumer.next_batch(1000, Duration::ZERO, Duration::from_millis(500)).expect("a batch");
-            more = !batch.deliveries.is_empty();
-            all.extend(batch.deliveries.iter().map(|delivery| delivery.headers.clone()));
-            assert_eq!(consumer.ack(batch).stale, 0, "nothing disturbs this connection");
-        }
-        all
+        test_support::drain(&self.broker, queues, |delivery| (delivery.ticket, delivery.headers))
     }
 
     /// Divides the stream anew.
@@ -447,8 +438,9 @@ impl Gate {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting += 1;
-        let (mut state, _) =
-            changed.wait_timeout_while(state, PATIENCE, |state| !state.open).unwrap_or_else(PoisonError::into_inner);
+        let (mut state, _) = changed
+            .wait_timeout_while(state, 5 * PATIENCE, |state| !state.open)
+            .unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
     }
 
