@@ -14,6 +14,8 @@ fn services_that_start_before_their_servers_wait_say_so_and_go_on_by_themselves(
     let database = TestDatabase::on(&postgres.url());
     postgres.stop();
     let mut stage = Stage::new(database, &rabbitmq.url());
+    // So long do they try before they say so.
+    stage.set("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "2000");
 
     stage.fleet.start_all().expect("the services' binaries");
     let names = stage.fleet.names();
@@ -22,8 +24,10 @@ fn services_that_start_before_their_servers_wait_say_so_and_go_on_by_themselves(
         // The relay begins with the other server.
         let line = if name.0 == "outbox-relay" { NO_BROKER } else { "the database is unavailable" };
         await_line(&stage, name, line);
-        let live = stage.fleet.health(name, "/health/live").expect("it was started").map(|(status, _)| status);
-        assert_eq!(live, Some(200), "{name:?}");
+        let live = eventually_within(PATIENCE, "it answers", || {
+            stage.fleet.health(name, "/health/live").expect("it was started")
+        });
+        assert_eq!(live.0, 200, "{name:?}");
     }
 
     // The gateway needs no broker.

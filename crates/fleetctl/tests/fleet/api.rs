@@ -18,7 +18,7 @@ pub(crate) struct Answer {
 
 impl Api {
     pub(crate) fn new(base: String) -> Self {
-        let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(20)));
+        let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60)));
         Self { agent: config.http_status_as_error(false).build().into(), base }
     }
 

@@ -196,13 +196,22 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
     }
     let neighbours =
         |exchange: &str| expected.iter().filter(|(_, queue, ..)| queue.starts_with(exchange)).count() as i64;
-    stage.await_rest();
+    let mut effects = Vec::new();
     for (exchange, query) in [
         ("add_followers", "SELECT count(*) AS n FROM \"user\" WHERE login LIKE 'message%'"),
         ("send_notification.email", "SELECT count(*) AS n FROM email_notification WHERE source = 'message'"),
         ("send_notification.sms", "SELECT count(*) AS n FROM sms_notification WHERE source = 'message'"),
     ] {
-        assert_eq!(stage.database.count(query), neighbours(exchange), "{exchange}");
+        effects.push((exchange, query, neighbours(exchange)));
+    }
+    for (exchange, query, count) in &effects {
+        eventually_within(PATIENCE, &format!("the neighbours in {exchange} take effect"), || {
+            (stage.database.count(query) >= *count).then_some(())
+        });
+    }
+    stage.await_rest();
+    for (exchange, query, count) in &effects {
+        assert_eq!(stage.database.count(query), *count, "{exchange}");
     }
 
     // What was unknown is made known, and the messages about it are sent once more.
@@ -251,6 +260,10 @@ fn neighbour(vhost: &TestVhost, stage: &Stage, exchange: &str, key: &str, id: &s
 #[test]
 fn what_fails_for_a_while_is_tried_again_until_it_succeeds() {
     let (_vhost, mut stage) = Stage::shared();
+    // The statement is given up soon, and there are more attempts than it takes to look after both.
+    stage.set("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "3000");
+    stage.set("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "30000");
+    stage.set("MURMURATION__WORKER__RETRY_DELAYS_MS", "200,500,1000,2000,4000,8000,16000,32000");
     stage.start();
     let author = stage.api.reader_by_email("author");
     stage.api.follow(author, stage.api.reader_by_email("email"));

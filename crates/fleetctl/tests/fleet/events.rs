@@ -52,7 +52,7 @@ fn resharding_under_load_loses_doubles_and_disorders_nothing() {
     let summary = String::from_utf8(output.stdout).expect("it prints UTF-8");
     let accepted = summary.split(" accepted").next().and_then(|text| text.rsplit(' ').next()).expect("a number");
 
-    let report = stage.fleetctl(&["events", "verify", "--prefix", "p-", "--wait", "60s"]);
+    let report = stage.fleetctl(&["events", "verify", "--prefix", "p-", "--wait", "5m"]);
     let last = report.lines().last().expect("totals");
     assert!(last.starts_with(&format!("{accepted} events of ")), "{report}{summary}");
     assert!(last.ends_with(&format!(": {accepted} applied, 0 skipped, 0 parked")), "{report}{summary}");
@@ -92,7 +92,7 @@ fn parked_accounts_go_on_as_the_operator_says_and_others_dont_wait_for_them() {
     assert!(report.ends_with("19 events of 4 accounts: 16 applied, 1 skipped, 2 parked\n"), "{report}");
 
     stage.fleetctl(&["keys", "replace", "retried", "--payload", "null"]);
-    let report = stage.fleetctl(&["events", "verify", "--wait", "60s"]);
+    let report = stage.fleetctl(&["events", "verify", "--wait", "3m"]);
     assert!(report.ends_with("19 events of 4 accounts: 18 applied, 1 skipped, 0 parked\n"), "{report}");
     stage.ends_well(0);
 }

@@ -20,7 +20,7 @@ use test_support::eventually_within;
 const AUTHORS: usize = 3;
 const READERS: usize = 30;
 /// Bounds of each client's work.
-const REQUESTS: usize = 3000;
+const REQUESTS: usize = 30_000;
 const IMPORTS: usize = 3;
 const IMPORTED: usize = 25;
 

@@ -113,6 +113,12 @@ fn messages_of_other_programs_are_handled_like_the_fleets_own_and_have_one_effec
 
     let followed = format!("SELECT count(*) AS n FROM subscription WHERE author_id = {author}");
     eventually_within(PATIENCE, "the imports are done", || (stage.database.count(&followed) == 32).then_some(()));
+    // These are missed by no audit.
+    for (reader, table) in [(email, "email_notification"), (phone, "sms_notification")] {
+        eventually_within(PATIENCE, "the notification is there", || {
+            (texts(&stage, table, reader, "message") > 0).then_some(())
+        });
+    }
     stage.await_rest();
     assert_eq!(stage.database.count("SELECT count(*) AS n FROM follower_import"), 2);
     for reader in [email, phone] {

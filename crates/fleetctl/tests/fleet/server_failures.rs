@@ -12,8 +12,21 @@ use std::{
 };
 use test_support::{PrivatePostgres, PrivateRabbitmq, TestDatabase, TestVhost, eventually};
 
-/// Longer than any time limit that the fleet is given here.
+/// Longer than any time limit for the frozen server's answer.
 const FREEZE: Duration = Duration::from_secs(7);
+
+/// The time limits for Postgres, where that is broken.
+const POSTGRES: [(&str, &str); 5] = [
+    ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "2000"),
+    ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "3000"),
+    ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "4000"),
+    ("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "5000"),
+    ("MURMURATION__API_GATEWAY__LONG_REQUEST_TIMEOUT_MS", "10000"),
+];
+
+/// Those for RabbitMQ, where that is broken: then no request may fail.
+const RABBITMQ: [(&str, &str); 2] =
+    [("MURMURATION__BROKER__HEARTBEAT_S", "2"), ("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "4000")];
 
 struct Servers {
     postgres: PrivatePostgres,
@@ -37,11 +50,12 @@ const WELL: [u16; 3] = [200, 201, 404];
 const WELL_OR_AWAY: [u16; 4] = [200, 201, 404, 503];
 
 /// Lets a fleet work, breaks a server under it, and sees that all is well in the end and no request had another answer.
-fn under_load(seed: u64, answers: &[u16], break_it: impl FnOnce(&mut Servers, &Stage, &Load)) {
+fn under_load(seed: u64, limits: &[(&str, &str)], answers: &[u16], break_it: impl FnOnce(&mut Servers, &Stage, &Load)) {
     let mut servers = servers();
     let servers = servers.as_mut().expect("they were started");
     let vhost = TestVhost::on(&servers.rabbitmq.url(), &servers.rabbitmq.management_url());
     let mut stage = Stage::new(TestDatabase::on(&servers.postgres.url()), vhost.url());
+    limits.iter().for_each(|(name, value)| stage.set(name, value));
     stage.start();
     let load = Load::start(&stage, seed);
     load.await_more(50);
@@ -74,7 +88,7 @@ fn gateway_goes_on(stage: &Stage, load: &Load) {
 
 #[test]
 fn nothing_is_lost_when_postgres_is_killed() {
-    under_load(2, &WELL_OR_AWAY, |servers, stage, _| {
+    under_load(2, &POSTGRES, &WELL_OR_AWAY, |servers, stage, _| {
         servers.postgres.kill();
         gateway_says_when_to_come_back(stage);
         servers.postgres.start();
@@ -83,7 +97,7 @@ fn nothing_is_lost_when_postgres_is_killed() {
 
 #[test]
 fn nothing_is_lost_when_postgres_is_restarted() {
-    under_load(3, &WELL_OR_AWAY, |servers, stage, _| {
+    under_load(3, &POSTGRES, &WELL_OR_AWAY, |servers, stage, _| {
         servers.postgres.stop();
         gateway_says_when_to_come_back(stage);
         servers.postgres.start();
@@ -92,7 +106,7 @@ fn nothing_is_lost_when_postgres_is_restarted() {
 
 #[test]
 fn nothing_is_lost_and_nobody_hangs_when_postgres_is_frozen() {
-    under_load(4, &WELL_OR_AWAY, |servers, stage, _| {
+    under_load(4, &POSTGRES, &WELL_OR_AWAY, |servers, stage, _| {
         let frozen = servers.postgres.freeze();
         gateway_says_when_to_come_back(stage);
         thread::sleep(FREEZE);
@@ -102,7 +116,7 @@ fn nothing_is_lost_and_nobody_hangs_when_postgres_is_frozen() {
 
 #[test]
 fn tweets_are_accepted_while_rabbitmq_is_killed_and_arrive_later() {
-    under_load(5, &WELL, |servers, stage, load| {
+    under_load(5, &RABBITMQ, &WELL, |servers, stage, load| {
         servers.rabbitmq.kill();
         gateway_goes_on(stage, load);
         servers.rabbitmq.start();
@@ -111,7 +125,7 @@ fn tweets_are_accepted_while_rabbitmq_is_killed_and_arrive_later() {
 
 #[test]
 fn tweets_are_accepted_while_rabbitmq_is_restarted_and_arrive_later() {
-    under_load(6, &WELL, |servers, stage, load| {
+    under_load(6, &RABBITMQ, &WELL, |servers, stage, load| {
         servers.rabbitmq.stop();
         gateway_goes_on(stage, load);
         servers.rabbitmq.start();
@@ -120,7 +134,7 @@ fn tweets_are_accepted_while_rabbitmq_is_restarted_and_arrive_later() {
 
 #[test]
 fn tweets_are_accepted_while_rabbitmq_is_frozen_and_arrive_later() {
-    under_load(7, &WELL, |servers, stage, load| {
+    under_load(7, &RABBITMQ, &WELL, |servers, stage, load| {
         let frozen = servers.rabbitmq.freeze();
         gateway_goes_on(stage, load);
         thread::sleep(FREEZE);

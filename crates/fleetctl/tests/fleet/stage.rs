@@ -20,24 +20,21 @@ use test_support::{TestDatabase, TestVhost, broker_settings};
 /// Is in every text that a test lets anybody write: no log may hold it.
 pub(crate) const PRIVATE: &str = "between us";
 
-/// How long services may take to start, and the fleet to come to rest, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long services may take to start, and the fleet to come to rest, on a busy machine: a bound against hanging.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long a process may take to stop.
-const GRACE: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(90);
 
-/// Short waits: what takes minutes in production takes seconds here.
-const SETTINGS: [(&str, &str); 13] = [
+/// Short waits between attempts: what takes minutes in production takes seconds here. Long time limits: what a busy
+/// machine delays isn't given up.
+const SETTINGS: [(&str, &str); 9] = [
     ("MURMURATION__WORKER__RETRY_DELAYS_MS", "200,500,1000,2000,4000"),
-    ("MURMURATION__WORKER__STOP_GRACE_MS", "10000"),
+    ("MURMURATION__WORKER__STOP_GRACE_MS", "60000"),
     ("MURMURATION__WORKER__UNAVAILABLE_BACKOFF_MAX_MS", "500"),
-    ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "2000"),
-    ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "3000"),
-    ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "4000"),
-    ("MURMURATION__BROKER__HEARTBEAT_S", "2"),
-    ("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "4000"),
-    ("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "5000"),
-    ("MURMURATION__API_GATEWAY__LONG_REQUEST_TIMEOUT_MS", "10000"),
+    ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "10000"),
+    ("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "30000"),
+    ("MURMURATION__API_GATEWAY__LONG_REQUEST_TIMEOUT_MS", "50000"),
     // Several steps and chunks for few followers.
     ("MURMURATION__FOLLOWER_IMPORTER__STEP", "10"),
     ("MURMURATION__FEED_FANOUT__CHUNK", "5"),

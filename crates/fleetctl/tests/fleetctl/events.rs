@@ -281,14 +281,15 @@ fn events_whose_answer_is_lost_are_not_posted_again_if_they_were_accepted() {
 
 #[test]
 fn while_the_database_is_frozen_nothing_is_lost_and_whatever_is_doubled_is_told() {
-    const EVENTS: i64 = 6000;
+    // For eight seconds, near the beginning of which the database freezes.
+    const EVENTS: i64 = 8000;
     let mut postgres = PrivatePostgres::new();
     postgres.start();
     let database = TestDatabase::on(&postgres.url());
-    let gateway = Gateway::serve(&database, &[("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "500")]);
+    let gateway = Gateway::serve(&database, &[("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "2000")]);
     let events = EVENTS.to_string();
     let mut load = fleetctl(&database, &["-v", "load", "events", "--accounts", "50", "--events", &events]);
-    load.args(["--batch", "100", "--rate", "2000", "--gateway", &gateway.url]);
+    load.args(["--batch", "100", "--rate", "1000", "--gateway", &gateway.url]);
     let mut child = spawn(load);
     let accepted = |count| eventually("events are accepted", || (database.count(ACCEPTED) >= count).then_some(()));
     accepted(500);

@@ -24,7 +24,13 @@ impl Gateway {
     pub(crate) fn serve(database: &TestDatabase, settings: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let variables = [&[("MURMURATION__DATABASE__URL", database.url())], settings].concat();
+        let own = [
+            ("MURMURATION__DATABASE__URL", database.url()),
+            // However slow a busy machine is, nothing of that is a gateway's refusal.
+            ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "30000"),
+            ("MURMURATION__API_GATEWAY__REQUEST_TIMEOUT_MS", "60000"),
+        ];
+        let variables = [&own, settings].concat();
         let settings: api_gateway::Settings = settings::load_from("api-gateway", variables).unwrap();
         let (sender, receiver) = mpsc::channel();
         let serving = thread::spawn(move || {

@@ -1,6 +1,6 @@
 //! The message log: its partitions, groups and messages.
 
-use crate::{NOWHERE, await_line, checked, complaint, fleetctl, interrupt, patient_broker, run, spawn};
+use crate::{NOWHERE, await_line, checked, complaint, fleetctl, interrupt, run, spawn};
 use chrono::{TimeDelta, Utc};
 use domain::{
     log::{Group, MESSAGE, partition_routing_key},
@@ -22,7 +22,7 @@ use storage::{
     messages::{self, NewMessage, NewSkipped},
     partitions, resharding,
 };
-use test_support::{TestDatabase, TestVhost, eventually, eventually_within, log_retention};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually, eventually_within, log_retention};
 
 struct Stage {
     database: TestDatabase,
@@ -78,7 +78,7 @@ impl Stage {
 
     /// Brings what was accepted to the streams.
     fn relay(&self) {
-        let broker = patient_broker(&self.vhost);
+        let broker = broker_settings(self.vhost.url());
         let database = self.database.database().clone();
         let mut relay = LogRelay::new(database, &broker, Topology::fleet(&[]), log_retention(), 1000);
         while relay.round().unwrap() != Round::Idle {}

@@ -83,6 +83,17 @@ impl Stage {
         depths.into_iter().map(|queue| (queue.name, queue.messages)).collect()
     }
 
+    /// The same, as soon as there are so many in all: the broker says of a queue that can't answer at once that it's empty.
+    #[track_caller]
+    fn await_messages(&self, count: usize) -> BTreeMap<String, u32> {
+        let mut depths = BTreeMap::new();
+        eventually(&format!("there are {count} messages"), || {
+            depths = self.depths();
+            (depths.values().sum::<u32>() as usize == count).then_some(())
+        });
+        depths
+    }
+
     /// Takes so many messages out of the queues.
     fn drain(&self, shards: Range<i32>, count: usize) {
         let mut consumer = Consumer::new(&broker_settings(self.vhost.url()), "test", names(shards), 1000);
@@ -166,9 +177,8 @@ fn a_stream_is_resharded_up_and_down_and_no_message_is_lost_with_a_queue() {
     assert_eq!(stage.layout(), Layout { shards: 32, queues: 32 });
     stage.accept();
     stage.relay();
-    let depths = stage.depths();
+    let depths = stage.await_messages(200);
     assert_eq!(depths.keys().cloned().collect::<Vec<_>>(), names(0..32));
-    assert_eq!(depths.values().sum::<u32>(), 200);
     assert_eq!(depths[&shard_queue(ACCOUNT_EVENT, 31)] as usize, accounts(32, 31..32), "by the new number");
 
     // Downwards, with messages that the relay hasn't brought yet, and a process that holds an old shard.
@@ -192,9 +202,8 @@ fn a_stream_is_resharded_up_and_down_and_no_message_is_lost_with_a_queue() {
     leases::release(&mut conn, "worker-1", &[&held]).unwrap();
     let report = child.end(0);
     assert!(report.ends_with("account_event: 24 queues deleted\naccount_event: 8 shards in 8 queues\n"), "{report}");
-    let depths = stage.depths();
+    let depths = stage.await_messages(400 - old);
     assert_eq!(depths.keys().cloned().collect::<Vec<_>>(), names(0..8));
-    assert_eq!(depths.values().sum::<u32>() as usize, 400 - old);
     assert!(stage.is_bound(7) && !stage.is_bound(8));
     assert_eq!(stage.leases(), 8);
 
@@ -219,7 +228,7 @@ fn an_interrupted_reshard_goes_on_to_the_same_or_another_number() {
     stage.drain(12..16, accounts(16, 12..16));
     child.end(0);
     assert_eq!(stage.layout(), Layout { shards: 12, queues: 12 });
-    assert_eq!(stage.depths().values().sum::<u32>() as usize, accounts(16, 0..12));
+    stage.await_messages(accounts(16, 0..12));
     assert!(stage.is_bound(5) && stage.is_bound(11) && !stage.is_bound(12));
     stage.drain(0..12, accounts(16, 0..12) + 2);
     assert!(run(stage.reshard(4), 0).contains("8 queues deleted"), "they are empty");
@@ -238,7 +247,7 @@ fn a_reshard_that_died_before_it_had_deleted_the_queues_is_finished() {
     child.end(130);
     let mut conn = stage.database.database().connection().unwrap();
     let layout = Layout { shards: 2, queues: 2 };
-    assert!(resharding::divide_within(&mut conn, ACCOUNT_EVENT, layout, Duration::from_secs(5)).unwrap());
+    assert!(resharding::divide_within(&mut conn, ACCOUNT_EVENT, layout, Duration::from_secs(60)).unwrap());
     stage.drain(3..16, accounts(16, 3..16));
     let child = Running::start(stage.reshard(2));
     // Processes are told to work on it once more.
@@ -292,8 +301,9 @@ fn accepting_events_is_not_held_up_for_long_by_one_who_takes_long_over_it() {
     for _ in 0..3 {
         eventually("the reshard waits for it", || (stage.database.count(waits) > 0).then_some(()));
         let began = Instant::now();
+        // The slow one hasn't committed: whoever waits for that waits for good.
         accept(&stage.database, "fast", &["1"]);
-        assert!(began.elapsed() < Duration::from_secs(2), "took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(30), "took {:?}", began.elapsed());
     }
     assert!(child.is_running());
     admin::execute(&mut slow, "COMMIT").unwrap();
@@ -301,7 +311,7 @@ fn accepting_events_is_not_held_up_for_long_by_one_who_takes_long_over_it() {
     stage.relay();
     // Of these accounts none had a shard that goes.
     child.end(0);
-    assert_eq!(stage.depths().values().sum::<u32>(), 4);
+    stage.await_messages(4);
 }
 
 #[test]
@@ -321,7 +331,12 @@ fn shards_are_shown_with_holder_and_lag() {
     leases::claim(&mut conn, "host-17-abcdef", long, &resources[..2], 2).unwrap();
     leases::claim(&mut conn, "host-18-fedcba", over, &resources[2..], 1).unwrap();
 
-    let shown = run(stage.fleetctl(&["shards", "show"]), 0);
+    stage.await_messages(100);
+    let messages = |row: &str| row.split_whitespace().next_back()?.parse::<u32>().ok();
+    let shown = eventually("all messages are counted", || {
+        let shown = run(stage.fleetctl(&["shards", "show"]), 0);
+        (shown.lines().skip(1).take(16).filter_map(messages).sum::<u32>() == 100).then_some(shown)
+    });
     let rows: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["SHARD", "QUEUE", "HOLDER", "LEASE", "WAITING", "OLDEST", "PARKED", "MESSAGES"]);
     let (first, third) = (accounts(8, 0..1).to_string(), accounts(8, 3..4));
