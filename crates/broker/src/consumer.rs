@@ -130,20 +130,24 @@ impl Consumer {
     }
 
     /// Waits up to `idle` for a delivery, then takes what comes until there are `max` or `linger` has passed. While
-    /// the broker is away, tries to open a new connection, less and less often, and returns empty batches. May take as
-    /// long as `connect_timeout_ms` more than was asked for, plus the hook's calls.
+    /// the broker is away, tries to open a new connection, less and less often, and returns empty batches. Where it opens
+    /// one, `idle` begins anew with it, so it may take twice as long, and `connect_timeout_ms` more, plus the hook's calls.
     ///
     /// # Errors
     /// Only what doesn't pass by itself: those that [are lost](Error::is_lost) are reported to telemetry and tried again.
     pub fn next_batch(&mut self, max: usize, linger: Duration, idle: Duration) -> Result<Batch, Error> {
-        let idle_until = Instant::now() + idle;
+        let mut idle_until = Instant::now() + idle;
         let mut live = match self.live.take() {
             Some(live) => live,
             None if !self.connector.wait(idle_until) => return Ok(Batch::default()),
             None => {
                 self.epoch += 1;
                 match Live::open(&mut self.connector, &self.from, self.epoch) {
-                    Ok(live) => live,
+                    Ok(live) => {
+                        // A broker that is slow to connect to isn't one that has nothing.
+                        idle_until = Instant::now() + idle;
+                        live
+                    }
                     Err(error) => return self.lost(error),
                 }
             }

@@ -85,11 +85,7 @@ impl Survey {
 
     /// The offset of the first message that comes, if `max` is one, else of the last of some.
     fn read(&mut self, max: usize, wait: Duration) -> Result<Option<i64>, Error> {
-        let mut batch = self.consumer.next_batch(max, Duration::ZERO, Duration::ZERO)?;
-        if batch.deliveries.is_empty() {
-            // From here on: connecting isn't at the cost of the first message.
-            batch = self.consumer.next_batch(max, Duration::ZERO, wait)?;
-        }
+        let batch = self.consumer.next_batch(max, Duration::ZERO, wait)?;
         let offset = batch.deliveries.last().and_then(|delivery| delivery.offset);
         if offset.is_none() && !self.consumer.connected() {
             return Err(Error::lost("reading a stream", "the connection was lost"));
