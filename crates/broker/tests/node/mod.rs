@@ -8,7 +8,7 @@ use std::{
 };
 
 use broker::Settings;
-use test_support::PrivateRabbitmq;
+use test_support::{PrivateRabbitmq, broker_settings};
 
 /// The one node of this test run, for one test at a time: whoever has it holds on to it.
 pub(crate) fn node() -> MutexGuard<'static, Node> {
@@ -57,16 +57,18 @@ impl DerefMut for Node {
 }
 
 impl Node {
-    /// Settings that notice trouble soon.
+    /// The patient ones of a test, with a small window.
     pub(crate) fn settings(&self) -> Settings {
-        Settings {
-            url: self.url().into(),
-            connect_timeout_ms: 3000,
-            heartbeat_s: 2,
-            confirm_timeout_ms: 5000,
-            window_messages: 64,
-            window_bytes: 1 << 20,
-        }
+        Settings { window_messages: 64, ..broker_settings(&self.url()) }
+    }
+
+    /// How many messages a queue has that aren't acknowledged, as it knows itself at this moment.
+    pub(crate) fn left_in(&self, queue: &str) -> u32 {
+        let left = self.eval(&format!(
+            "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+             {{ok, {{_, Left}}, _}} = ra:local_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1), Left"
+        ));
+        left.parse().unwrap()
     }
 
     /// Makes it short of memory, so that it blocks whoever publishes.
