@@ -327,7 +327,7 @@ fn leave(settings: &Settings, session: &mut Session, database: &Database) -> any
     let names: Vec<_> = topology.queues.into_iter().map(|queue| queue.name).collect();
     let mut used = broker::existing(session, &names)?;
     // A connection that has just ended may still be counted.
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(30);
     while used.iter().any(|queue| queue.consumers > 0) && Instant::now() < end {
         thread::sleep(POLL);
         used = broker::existing(session, &names)?;

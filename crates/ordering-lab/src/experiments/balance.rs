@@ -38,12 +38,15 @@ pub(super) fn run(lab: &mut Lab) -> anyhow::Result<Report> {
             lab.publish(chunk, |_| None)?;
         }
         lab.progress.reached((round as u64 + 1) * u64::from(KEYS));
-        let end = Instant::now() + Duration::from_secs(10);
-        while lab.ready(&queues)? < u64::from(KEYS) && Instant::now() < end {
+        let end = Instant::now() + Duration::from_secs(60);
+        let (counts, all) = loop {
+            let counts: Vec<u32> = lab.depths(&queues)?.into_iter().map(|depth| depth.messages).collect();
+            let all: u32 = counts.iter().sum();
+            if all >= KEYS || Instant::now() >= end {
+                break (counts, all);
+            }
             lab.interrupt.sleep(Duration::from_millis(10))?;
-        }
-        let counts: Vec<u32> = lab.depths(&queues)?.into_iter().map(|depth| depth.messages).collect();
-        let all: u32 = counts.iter().sum();
+        };
         report.expect(all == KEYS, format!("{all} of {KEYS} messages are in the queues"));
         let shares: Vec<_> =
             counts.iter().map(|count| format!("{:.1}", 100.0 * f64::from(*count) / f64::from(KEYS))).collect();

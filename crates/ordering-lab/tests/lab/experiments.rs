@@ -30,7 +30,8 @@ fn consumers_that_compete_break_the_order_with_every_seed_and_a_queue_for_each_k
 fn adding_consumers_breaks_the_order_with_every_seed_in_every_way() {
     let stage = Stage::new();
     for seed in SEEDS {
-        let errors = errors(&stage.experiment(&format!("add-consumers --seed {seed}")));
+        // The second half has to come while much of the first one waits.
+        let errors = errors(&stage.experiment_with_work("100..300", &format!("add-consumers --seed {seed}")));
         assert!(errors.iter().all(|count| *count > 0), "seed {seed}: {errors:?}");
     }
 }
@@ -88,7 +89,8 @@ fn message_versions_cost_deliveries_and_can_lose_messages_or_stand_still() {
 
 #[test]
 fn prefetched_messages_come_to_the_other_consumer_late_and_it_fails_at_the_same_one() {
-    let report = Stage::new().experiment("prefetch --seed 1");
+    // Both have to have been sent what they may be before one comes to it.
+    let report = Stage::new().experiment_with_work("100..200", "prefetch --seed 1 --users 8");
     assert!(figure(&report, "jumps") > 0.0 && figure(&report, "longest_jump") > 10.0, "{report}");
     assert!(errors(&report)[0] > 0);
 }

@@ -1,6 +1,6 @@
 //! A database, a vhost and a folder of a test's own, and the program that works in them.
 
-use broker::{Session, Settings};
+use broker::{QueueDepth, Session, Settings};
 use serde_json::Value;
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 use tempfile::TempDir;
-use test_support::{TestDatabase, TestVhost};
+use test_support::{TestDatabase, TestVhost, broker_settings};
 
 pub(crate) struct Stage {
     pub(crate) database: TestDatabase,
@@ -29,6 +29,10 @@ impl Stage {
             .args(arguments.split_whitespace())
             .env("DATABASE_URL", self.database.url())
             .env("AMQP_URL", self.vhost.url())
+            // For a busy machine.
+            .env("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "30000")
+            .env("MURMURATION__BROKER__CONNECT_TIMEOUT_MS", "30000")
+            .env("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "30000")
             .current_dir(self.out.path());
         command
     }
@@ -45,7 +49,12 @@ impl Stage {
 
     /// Runs an experiment with short work, and answers what it wrote down about it.
     pub(crate) fn experiment(&self, arguments: &str) -> Value {
-        let ended = self.run(&format!("run {arguments} --work-ms 5..20 --out ."));
+        self.experiment_with_work("5..20", arguments)
+    }
+
+    /// The same with work that takes so long: for what has to happen while messages wait.
+    pub(crate) fn experiment_with_work(&self, work_ms: &str, arguments: &str) -> Value {
+        let ended = self.run(&format!("run {arguments} --work-ms {work_ms} --out ."));
         assert_eq!(ended.status, 0, "{arguments}: {}{}", ended.out, ended.err);
         let text = fs::read_to_string(self.out.path().join("results.json")).expect("there are results");
         let results: Value = serde_json::from_str(&text).expect("they are JSON");
@@ -54,25 +63,26 @@ impl Stage {
 
     /// The queues of the lab or of the fleet that are there.
     pub(crate) fn queues(&self) -> Vec<String> {
+        self.there().into_iter().map(|queue| queue.name).collect()
+    }
+
+    fn there(&self) -> Vec<QueueDepth> {
         let mut session = Session::open(&self.broker(), "test").expect("the broker answers");
         let stream = (0..16).map(|shard| format!("lab.sequenced.s{shard:03}"));
         let experiments = ["competing", "consistent-hash", "add-consumers", "message-version", "killer"];
         let labs = experiments.iter().flat_map(|name| (1..=8).map(move |number| format!("lab.{name}.{number:02}")));
         let fleets = ["lab.guest", "dead_letter", "publish_tweet", "update_feed.00"].map(str::to_owned);
         let names: Vec<_> = labs.chain(stream).chain(fleets).collect();
-        let there = broker::existing(&mut session, &names).expect("the broker answers");
-        there.into_iter().map(|queue| queue.name).collect()
+        broker::existing(&mut session, &names).expect("the broker answers")
+    }
+
+    /// How many consumers these queues have.
+    pub(crate) fn consumers(&self) -> u32 {
+        self.there().iter().map(|queue| queue.consumers).sum()
     }
 
     pub(crate) fn broker(&self) -> Settings {
-        Settings {
-            url: self.vhost.url().into(),
-            connect_timeout_ms: 10_000,
-            heartbeat_s: 5,
-            confirm_timeout_ms: 10_000,
-            window_messages: 100,
-            window_bytes: 1 << 20,
-        }
+        broker_settings(self.vhost.url())
     }
 
     /// The processes that work in this test's database.
