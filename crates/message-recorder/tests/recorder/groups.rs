@@ -1,16 +1,16 @@
 //! Several groups, and more partitions.
 
-use crate::stage::{Load, Stage};
+use crate::stage::{Load, PATIENCE, Stage};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
-use test_support::eventually;
+use test_support::eventually_within;
 
 /// Awaits that a group has its offsets: whatever comes from now on is new to it.
 fn await_founded(stage: &Stage, group: &str) {
     let sql = format!(r#"SELECT count(*) AS n FROM consumer_offset WHERE "group" = '{group}'"#);
-    eventually("the group has its offsets", || (stage.database.count(&sql) > 0).then_some(()));
+    eventually_within(PATIENCE, "the group has its offsets", || (stage.database.count(&sql) > 0).then_some(()));
 }
 
 fn partitions_of(stage: &Stage, group: &str) -> BTreeSet<i32> {
@@ -66,7 +66,7 @@ fn a_group_that_begins_while_messages_come_in_misses_none_that_come_after() {
         texts
     };
     let all = of_each("early");
-    let new = eventually("the newest are recorded", || {
+    let new = eventually_within(PATIENCE, "the newest are recorded", || {
         let new = of_each("new");
         let newest = all.iter().all(|(partition, all)| new.get(partition).and_then(|new| new.last()) == all.last());
         newest.then_some(new)
@@ -99,7 +99,9 @@ fn partitions_that_are_added_under_load_are_read_from_their_beginning() {
     stage.await_shares("first", &[2, 2]);
     stage.await_shares("next", &[4]);
     for group in ["first", "next"] {
-        eventually("the new partitions have messages", || (partitions_of(&stage, group).len() == 4).then_some(()));
+        eventually_within(PATIENCE, "the new partitions have messages", || {
+            (partitions_of(&stage, group).len() == 4).then_some(())
+        });
         stage.await_more(group, 300);
     }
     drop(load);

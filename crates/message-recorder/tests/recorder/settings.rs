@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 fn run(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     // Else it would run until it's told to stop.
     Command::new("timeout")
-        .args(["20", env!("CARGO_BIN_EXE_message-recorder")])
+        .args(["120", env!("CARGO_BIN_EXE_message-recorder")])
         .args(arguments)
         // Nobody listens there.
         .env("MURMURATION__DATABASE__URL", "postgres://nobody@127.0.0.1:1/nowhere")

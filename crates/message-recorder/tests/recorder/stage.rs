@@ -31,26 +31,39 @@ use worker::Stop;
 /// Is in every text: no log may hold it.
 pub(crate) const PRIVATE: &str = "between us";
 
-/// How long it may take until everything has come to rest, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take until everything has come to rest, on a busy machine: a bound against hanging.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) const LEASE_TTL_MS: &str = "MURMURATION__MESSAGE_RECORDER__LEASE_TTL_MS";
 
 /// No lease runs out in the time of a test.
-pub(crate) const FOR_EVER: (&str, &str) = (LEASE_TTL_MS, "120000");
+pub(crate) const FOR_EVER: (&str, &str) = (LEASE_TTL_MS, "3600000");
 
-/// Short waits: what takes seconds in production takes less here. Small batches: many transactions of few messages.
-const SETTINGS: [(&str, &str); 12] = [
-    (LEASE_TTL_MS, "800"),
+/// For tests in which the database is away: it's soon given up.
+pub(crate) const IMPATIENT: [(&str, &str); 3] = [
+    ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "2000"),
+    ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "3000"),
+    ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "4000"),
+];
+
+/// Short waits between attempts, and long time limits: what a busy machine delays isn't given up, or published twice. Small
+/// batches: many transactions of few messages.
+const SETTINGS: [(&str, &str); 15] = [
+    // What a process that has died or frozen had is waited for in some tests.
+    (LEASE_TTL_MS, "5000"),
     ("MURMURATION__MESSAGE_RECORDER__LEASE_RENEW_MS", "100"),
     ("MURMURATION__MESSAGE_RECORDER__BATCH", "50"),
     ("MURMURATION__MESSAGE_RECORDER__PREFETCH", "200"),
     ("MURMURATION__OUTBOX_RELAY__BATCH", "100"),
     ("MURMURATION__WORKER__UNAVAILABLE_BACKOFF_MAX_MS", "500"),
-    ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "2000"),
-    ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "3000"),
-    ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "4000"),
-    ("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "4000"),
+    // Who doesn't finish by itself when it's told to stop isn't ended by this.
+    ("MURMURATION__WORKER__STOP_GRACE_MS", "3600000"),
+    ("MURMURATION__DATABASE__CONNECT_TIMEOUT_MS", "10000"),
+    ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "120000"),
+    ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "150000"),
+    ("MURMURATION__BROKER__CONNECT_TIMEOUT_MS", "10000"),
+    ("MURMURATION__BROKER__HEARTBEAT_S", "30"),
+    ("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "30000"),
     ("MURMURATION__HEALTH__PORT", "0"),
     ("RUST_LOG", "info"),
 ];
@@ -79,6 +92,8 @@ struct Process {
     arguments: Vec<String>,
     settings: Vec<(String, String)>,
     child: Child,
+    /// Where its log begins, behind those of its lives before.
+    log_begins: usize,
 }
 
 impl Drop for Process {
@@ -120,7 +135,13 @@ impl Stage {
         }
         let urls = [("MURMURATION__DATABASE__URL", database.url()), ("MURMURATION__BROKER__URL", broker_url)];
         let settings = SETTINGS.iter().chain(&urls).map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Self { processes: Vec::new(), broker: broker_settings(broker_url), database, settings, logs, vhost: None }
+        let broker = broker::Settings {
+            connect_timeout_ms: 30_000,
+            heartbeat_s: 30,
+            confirm_timeout_ms: 30_000,
+            ..broker_settings(broker_url)
+        };
+        Self { processes: Vec::new(), broker, database, settings, logs, vhost: None }
     }
 
     /// Settings for all processes that are yet to be started.
@@ -150,7 +171,7 @@ impl Stage {
     fn start(&mut self, binary: PathBuf, arguments: Vec<String>) -> usize {
         let (number, settings) = (self.processes.len(), self.settings.clone());
         let child = self.spawn(number, &binary, &arguments, &settings);
-        self.processes.push(Process { binary, arguments, settings, child });
+        self.processes.push(Process { binary, arguments, settings, child, log_begins: 0 });
         number
     }
 
@@ -177,8 +198,11 @@ impl Stage {
 
     /// Starts a process again that has ended, as a supervisor does.
     pub(crate) fn restart(&mut self, number: usize) {
+        let log_begins = self.log(number).len();
         let Process { binary, arguments, settings, .. } = &self.processes[number];
-        self.processes[number].child = self.spawn(number, binary, arguments, settings);
+        let child = self.spawn(number, binary, arguments, settings);
+        self.processes[number].child = child;
+        self.processes[number].log_begins = log_begins;
     }
 
     pub(crate) fn signal(&self, number: usize, signal: Signal) {
@@ -209,12 +233,17 @@ impl Stage {
         eventually_within(PATIENCE, text, || self.log(number).contains(text).then_some(()));
     }
 
+    /// Where a process answers health checks, as soon as it does. It also heeds signals by then.
+    fn health_address(&self, number: usize) -> Option<String> {
+        let log = self.log(number);
+        let (_, rest) = log[self.processes[number].log_begins..].split_once("health checks on http://")?;
+        Some(rest.split_once('/')?.0.to_owned())
+    }
+
     /// What a process answers to the question whether it's ready: the status and the text.
     pub(crate) fn ready(&self, number: usize) -> Option<(u16, String)> {
-        let log = self.log(number);
-        let (_, rest) = log.rsplit_once("health checks on http://")?;
-        let mut socket = TcpStream::connect(rest.split('/').next()?).ok()?;
-        socket.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        let mut socket = TcpStream::connect(self.health_address(number)?).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
         socket.write_all(b"GET /health/ready HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).ok()?;
@@ -348,16 +377,19 @@ impl Stage {
         held
     }
 
-    /// Awaits that the processes read so many partitions of a group each, in rising order.
+    /// Awaits that the processes read so many partitions of a group each, in rising order, and answers which.
     #[track_caller]
-    pub(crate) fn await_shares(&self, group: &str, shares: &[usize]) {
-        let mut sorted = Vec::new();
+    pub(crate) fn await_shares(&self, group: &str, shares: &[usize]) -> BTreeMap<String, Vec<i32>> {
         let end = Instant::now() + PATIENCE;
-        while sorted != shares {
+        loop {
+            let holders = self.holders(group);
+            let mut sorted: Vec<_> = holders.values().map(Vec::len).collect();
+            sorted.sort_unstable();
+            if sorted == shares {
+                return holders;
+            }
             assert!(Instant::now() < end, "waited {PATIENCE:?} for shares {shares:?}: {sorted:?}");
             thread::sleep(Duration::from_millis(10));
-            sorted = self.holders(group).into_values().map(|held| held.len()).collect();
-            sorted.sort_unstable();
         }
     }
 
@@ -380,7 +412,11 @@ impl Stage {
         let running = |process: &mut Process| process.child.try_wait().expect("it can be looked after").is_none();
         let running: Vec<_> = self.processes.iter_mut().map(running).collect();
         let running: Vec<_> = (0..).zip(running).filter_map(|(number, running)| running.then_some(number)).collect();
-        running.iter().for_each(|number| self.signal(*number, Signal::TERM));
+        for number in &running {
+            // One that was started just now would be killed by it.
+            eventually_within(PATIENCE, "it heeds signals", || self.health_address(*number));
+            self.signal(*number, Signal::TERM);
+        }
         for number in running {
             let status = self.wait(number);
             assert_eq!((status.code(), status.signal()), (Some(0), None), "logs in {}", self.logs.display());
