@@ -20,9 +20,7 @@ use storage::{
     outbox,
     partitions::{self, Partition},
 };
-use test_support::{
-    PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, eventually, eventually_within, log_retention,
-};
+use test_support::{PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
 use worker::Stop;
 
 /// Long enough for a broker that comes back on a busy machine.
@@ -93,7 +91,7 @@ impl Stage {
     /// Relays until nothing waits.
     #[track_caller]
     fn relay_all(&self, relay: &mut LogRelay) {
-        eventually("everything is relayed", || {
+        eventually_within(PATIENCE, "everything is relayed", || {
             while relay.round().expect("the database answers") == Round::Relayed {}
             (self.waiting() == 0).then_some(())
         });
@@ -125,7 +123,7 @@ impl Stage {
     #[track_caller]
     fn raw(&self, partition: i32, count: usize) -> Vec<(i64, i64)> {
         let (mut reader, mut all) = (self.reader(partition), Vec::new());
-        eventually("the messages are in the stream", || {
+        eventually_within(PATIENCE, "the messages are in the stream", || {
             all.extend(reader().iter().map(|read| (read.seq, read.run)));
             (all.len() >= count).then_some(())
         });
@@ -313,12 +311,12 @@ fn relays_side_by_side_keep_the_order_of_each_partition() {
         }
         let (stage, no_more) = (&stage, &no_more);
         let producers: Vec<_> = (0..4).map(|producer| scope.spawn(move || produce(stage, producer, no_more))).collect();
-        eventually("much is published", || {
+        eventually_within(PATIENCE, "much is published", || {
             stage.partitions().iter().all(|partition| partition.seq > 500).then_some(())
         });
         no_more.request();
         let produced = producers.into_iter().map(|producer| producer.join().unwrap()).collect();
-        eventually("all is published", || (stage.waiting() == 0).then_some(()));
+        eventually_within(PATIENCE, "all is published", || (stage.waiting() == 0).then_some(()));
         produced
     });
     let taken = stage.all_taken();
@@ -363,6 +361,11 @@ impl Process {
             .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_outbox-relay")])
             .env("MURMURATION__DATABASE__URL", stage.database.url())
             .env("MURMURATION__BROKER__URL", stage.broker.url.expose())
+            // Whatever it gives up it publishes once more.
+            .env("MURMURATION__BROKER__HEARTBEAT_S", "60")
+            .env("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "300000")
+            .env("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "600000")
+            .env("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "700000")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn();
@@ -382,7 +385,7 @@ fn a_relay_that_is_killed_between_publishing_and_committing_is_followed_by_one_t
     let stage = Stage::new();
     stage.append(&New { count: Some(5), partition: Some(3), ..ANY });
     let process = Process::start(&stage);
-    eventually("it publishes", || (stage.waiting() == 0).then_some(()));
+    eventually_within(PATIENCE, "it publishes", || (stage.waiting() == 0).then_some(()));
 
     stage.before_removal("pg_advisory_xact_lock_shared(1)");
     let mut gate = stage.database.database().connection().unwrap();
@@ -390,11 +393,15 @@ fn a_relay_that_is_killed_between_publishing_and_committing_is_followed_by_one_t
     stage.append(&New { count: Some(1000), partition: Some(3), ..ANY });
     let held = "SELECT count(*) AS n FROM pg_locks JOIN pg_database d ON d.oid = database
                 WHERE d.datname = current_database() AND locktype = 'advisory' AND NOT granted";
-    eventually("it has published, and not committed", || (stage.database.count(held) == 1).then_some(()));
+    eventually_within(PATIENCE, "it has published, and not committed", || {
+        (stage.database.count(held) == 1).then_some(())
+    });
     // The outbox doesn't wait for that.
     let tweet = Envelope::new(exchange::PUBLISH_TWEET, queue::PUBLISH_TWEET, b"{}".to_vec());
     stage.database.database().transaction(|conn| outbox::push(conn, std::slice::from_ref(&tweet))).unwrap();
-    eventually("the outbox goes on", || (stage.database.count("SELECT count(*) AS n FROM outbox") == 0).then_some(()));
+    eventually_within(PATIENCE, "the outbox goes on", || {
+        (stage.database.count("SELECT count(*) AS n FROM outbox") == 0).then_some(())
+    });
     drop(process);
     admin::execute(&mut gate, "SELECT pg_advisory_unlock(1)").unwrap();
     stage.relay_all(&mut stage.relay(100));
@@ -454,13 +461,15 @@ fn a_stream_that_is_deleted_amid_the_traffic_is_declared_again_and_nothing_waits
         let producers: Vec<_> = (0..3).map(|producer| scope.spawn(move || produce(stage, producer, no_more))).collect();
         for _ in 0..3 {
             let before = stage.partitions()[1].seq;
-            eventually("the partition moves", || (stage.partitions()[1].seq > before + 50).then_some(()));
+            eventually_within(PATIENCE, "the partition moves", || {
+                (stage.partitions()[1].seq > before + 50).then_some(())
+            });
             stage.delete_stream(1);
-            eventually("it's declared again", || stage.has_stream(1).then_some(()));
+            eventually_within(PATIENCE, "it's declared again", || stage.has_stream(1).then_some(()));
         }
         no_more.request();
         let produced = producers.into_iter().map(|producer| producer.join().unwrap()).collect();
-        eventually("all is published", || (stage.waiting() == 0).then_some(()));
+        eventually_within(PATIENCE, "all is published", || (stage.waiting() == 0).then_some(()));
         produced
     });
     let partitions = stage.partitions();
@@ -477,7 +486,8 @@ fn a_stream_that_is_deleted_amid_the_traffic_is_declared_again_and_nothing_waits
 
 #[test]
 fn a_partition_that_takes_nothing_waits_and_the_others_go_on() {
-    let stage = Stage::new();
+    let mut stage = Stage::new();
+    stage.broker.confirm_timeout_ms = 300_000;
     let mut relay = stage.relay(10);
     stage.append(&New { count: Some(4), ..ANY });
     stage.relay_all(&mut relay);
@@ -489,13 +499,15 @@ fn a_partition_that_takes_nothing_waits_and_the_others_go_on() {
     for mut relay in [relay, stage.relay(10)] {
         for _ in 0..10 {
             stage.append(&New { count: Some(40), ..ANY });
-            let begin = Instant::now();
-            eventually("the others are published", || {
+            let (begin, mut rounds) = (Instant::now(), 0);
+            eventually_within(PATIENCE, "the others are published", || {
                 relay.round().expect("the database answers");
+                rounds += 1;
                 stage.partitions().iter().all(|one| one.partition == 2 || one.waiting == 0).then_some(())
             });
-            // No wait for the one is a wait of the others.
-            assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+            // No wait for the one is a wait of the others: neither for its confirms, nor until it's tried again, which is
+            // seconds later in the end, where a hundred rounds go by in one.
+            assert!(rounds < 100 && begin.elapsed() < Duration::from_secs(60), "{rounds} in {:?}", begin.elapsed());
         }
     }
     assert_eq!((stage.waiting(), stage.partitions()[2].seq), (200, 11));
@@ -549,12 +561,16 @@ fn connections_that_the_broker_closes_lose_and_double_nothing() {
         let vhost = stage.vhost.as_ref().unwrap();
         for _ in 0..5 {
             let before = stage.partitions()[0].seq;
-            eventually("the partition moves", || (stage.partitions()[0].seq > before + 50).then_some(()));
-            eventually("connections are closed by the server", || (vhost.close_connections() > 0).then_some(()));
+            eventually_within(PATIENCE, "the partition moves", || {
+                (stage.partitions()[0].seq > before + 50).then_some(())
+            });
+            eventually_within(PATIENCE, "connections are closed by the server", || {
+                (vhost.close_connections() > 0).then_some(())
+            });
         }
         no_more.request();
         let produced = producers.into_iter().map(|producer| producer.join().unwrap()).collect();
-        eventually("all is published", || (stage.waiting() == 0).then_some(()));
+        eventually_within(PATIENCE, "all is published", || (stage.waiting() == 0).then_some(()));
         produced
     });
     assert_complete(&stage.all_taken(), &produced);
@@ -580,7 +596,7 @@ fn a_broker_that_goes_and_comes_back_gets_everything() {
             rabbitmq.eval("dets:sync(ra_coordination_directory_reverse)");
             rabbitmq.kill();
             let behind = stage.waiting() + 200;
-            eventually("messages pile up", || (stage.waiting() > behind).then_some(()));
+            eventually_within(PATIENCE, "messages pile up", || (stage.waiting() > behind).then_some(()));
             rabbitmq.start();
         }
         no_more.request();
