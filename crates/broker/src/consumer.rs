@@ -1,6 +1,7 @@
 use std::{
     mem,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,9 @@ use crate::{
 };
 
 const CONSUMING: &str = "consuming";
+/// How long to wait between two looks for more while a batch fills. Waking up for each message that comes would cost more than
+/// the messages do.
+const NAP: Duration = Duration::from_millis(2);
 
 /// Deliveries that came in one go, in the order in which the broker sent them. Empty if none came in time.
 #[derive(Debug, Default)]
@@ -242,6 +246,8 @@ struct Live {
     sources: Vec<Source>,
     /// Whether what is read stays where it is.
     of_stream: bool,
+    /// Of what was taken from a stream and not acknowledged, the last.
+    last_of_stream: Option<amiquip::Delivery>,
     unsettled: Unsettled<amiquip::Delivery>,
     epoch: u64,
     /// The tag of the delivery that was handed out last.
@@ -265,7 +271,16 @@ impl Live {
 
     fn new(session: Session, channel: Channel, sources: Vec<Source>, from: &From, epoch: u64) -> Self {
         let of_stream = from.start.is_some();
-        Self { channel, sources, of_stream, unsettled: Unsettled::default(), epoch, last_tag: 0, session }
+        Self {
+            channel,
+            sources,
+            of_stream,
+            last_of_stream: None,
+            unsettled: Unsettled::default(),
+            epoch,
+            last_tag: 0,
+            session,
+        }
     }
 
     fn consume(session: &mut Session, from: &From) -> Result<(Channel, Vec<Source>), Error> {
@@ -306,24 +321,35 @@ impl Live {
             return Err(self.channel.failure(CONSUMING));
         }
         let mut deliveries = Vec::new();
-        let mut until = idle_until;
+        let mut linger_until = None;
         loop {
-            let none_yet = deliveries.is_empty();
             self.pull(&mut deliveries, max)?;
             if deliveries.len() >= max {
-                return Ok(deliveries);
+                break;
             }
-            if none_yet && !deliveries.is_empty() {
-                until = Instant::now() + linger;
-            }
-            let mut select = Select::new();
-            for source in &self.sources {
-                select.recv(&source.messages);
-            }
-            if select.ready_deadline(until).is_err() {
-                return Ok(deliveries);
+            if deliveries.is_empty() {
+                let mut select = Select::new();
+                for source in &self.sources {
+                    select.recv(&source.messages);
+                }
+                if select.ready_deadline(idle_until).is_err() {
+                    break;
+                }
+            } else {
+                let until = *linger_until.get_or_insert_with(|| Instant::now() + linger);
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                thread::sleep(left.min(NAP));
             }
         }
+        // Of a stream: the last one's acknowledgement is for all. One for each few that come would have the broker send each few
+        // by themselves.
+        if let Some(last) = self.last_of_stream.take() {
+            self.channel.call("acknowledging", |raw| last.ack_multiple(raw))?;
+        }
+        Ok(deliveries)
     }
 
     /// Takes what has come, in the order of the tags.
@@ -354,19 +380,16 @@ impl Live {
         Ok(())
     }
 
-    /// The same from a stream: the last one's acknowledgement is for all.
     fn pull_stream(&mut self, deliveries: &mut Vec<Delivery>, max: usize) -> Result<(), Error> {
-        let mut last = None;
         for source in &mut self.sources {
             while deliveries.len() < max {
                 source.refill(&self.channel)?;
                 let Some(mut delivery) = source.head.take() else { break };
                 deliveries.push(Delivery::take(&mut delivery, &source.queue, self.epoch));
-                last = Some(delivery);
+                self.last_of_stream = Some(delivery);
             }
         }
-        let Some(last) = last else { return Ok(()) };
-        self.channel.call("acknowledging", |raw| last.ack_multiple(raw))
+        Ok(())
     }
 
     /// The lowest tag among the queues' next deliveries, and its queue's index.

@@ -83,7 +83,7 @@ impl Publisher {
     /// channel in place of those in the stream; then it takes later messages for ones that it has, and confirms them
     /// unwritten. In a channel for one stream alone the numbers are the same.
     ///
-    /// And adds no header with the time: headers are a good part of what reading a stream costs the broker.
+    /// And adds no property of its own: they are a good part of what reading a stream costs the broker.
     #[must_use]
     pub fn for_streams(mut self) -> Self {
         self.streams = true;
@@ -289,7 +289,7 @@ impl Live {
                 routing_key: envelope.routing_key.clone(),
                 mandatory: true,
                 immediate: false,
-                properties: properties(envelope, !self.streams),
+                properties: properties(envelope, self.streams),
             };
             let lane = self.lane(envelope).map_err(Stop::Failed)?;
             lane.channel
@@ -472,18 +472,21 @@ fn validate(envelope: &Envelope, largest_body: usize) -> Result<(), String> {
     Ok(())
 }
 
-fn properties(envelope: &Envelope, stamped: bool) -> AmqpProperties {
+/// The envelope's, and beside it what every message of the fleet has that goes to a queue.
+fn properties(envelope: &Envelope, to_stream: bool) -> AmqpProperties {
     let mut headers: FieldTable =
         envelope.headers.iter().map(|(name, value)| (name.clone(), AmqpValue::LongString(value.clone()))).collect();
-    if stamped {
+    if !to_stream {
         let now_ms = Utc::now().timestamp_millis().to_string();
         headers.insert(header::PUBLISHED_AT_MS.into(), AmqpValue::LongString(now_ms));
     }
-    let mut properties = AmqpProperties::default()
-        .with_content_type("application/json".into())
-        .with_delivery_mode(PERSISTENT)
-        .with_message_id(envelope.message_id.clone())
-        .with_timestamp(envelope.created_at.timestamp().try_into().unwrap_or_default());
+    let mut properties = AmqpProperties::default().with_message_id(envelope.message_id.clone());
+    if !to_stream {
+        properties = properties
+            .with_content_type("application/json".into())
+            .with_delivery_mode(PERSISTENT)
+            .with_timestamp(envelope.created_at.timestamp().try_into().unwrap_or_default());
+    }
     if !headers.is_empty() {
         properties = properties.with_headers(headers);
     }

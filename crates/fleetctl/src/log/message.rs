@@ -21,7 +21,7 @@ pub(super) struct Message {
     seq: Option<i64>,
     /// When the gateway accepted it; null for another program's.
     accepted_at: Option<DateTime<Utc>>,
-    /// When it was published, to the second, as far as its publisher says.
+    /// When it was published, to the second, as far as its publisher says; the relay says when it was accepted instead.
     published_at: Option<DateTime<Utc>>,
     key: Option<String>,
     /// Null where it's no message of the log.
