@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Select, TryRecvError};
 
 use crate::{
-    Delivery, Error, Link, Session, Settings, Ticket, connector::Connector, session::Channel,
+    Delivery, Error, Link, Session, Settings, Ticket, connector::Connector, delivery, session::Channel,
     topology::explain_missing, unsettled::Unsettled,
 };
 
@@ -53,7 +53,7 @@ impl StreamOffset {
             Self::At(offset) => AmqpValue::LongLongInt(offset),
             Self::Since(time) => AmqpValue::Timestamp(time.timestamp().try_into().unwrap_or_default()),
         };
-        [("x-stream-offset".to_owned(), value)].into_iter().collect()
+        [(delivery::OFFSET.to_owned(), value)].into_iter().collect()
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Delivery {
     pub message_id: Option<String>,
     /// The AMQP correlation id.
     pub correlation_id: Option<String>,
-    /// Headers that are strings, numbers, booleans or times, as text. If the broker set the message aside, what it says last
+    /// Headers that are strings, numbers, booleans or times, as text, but for the offset. If the broker set the message aside, what it says last
     /// about that is in [`header::DEATH_REASON`], [`header::DEATH_QUEUE`] and [`header::DEATH_TIME`] (RFC 3339).
     ///
     /// [`header::DEATH_REASON`]: crate::header::DEATH_REASON
@@ -57,8 +57,11 @@ impl Delivery {
     }
 }
 
+/// Of a delivery, its place in the stream; of a consumer, where to begin.
+pub(crate) const OFFSET: &str = "x-stream-offset";
+
 fn offset(table: &FieldTable) -> Option<i64> {
-    match table.get("x-stream-offset")? {
+    match table.get(OFFSET)? {
         AmqpValue::LongLongInt(offset) => Some(*offset),
         _ => None,
     }
@@ -68,7 +71,7 @@ fn offset(table: &FieldTable) -> Option<i64> {
 fn flatten(table: &FieldTable) -> BTreeMap<String, String> {
     const DEATHS: &str = "x-death";
     let text = |(name, value): (&String, &AmqpValue)| Some((name.clone(), as_text(value)?));
-    let mut headers: BTreeMap<_, _> = table.iter().filter_map(text).collect();
+    let mut headers: BTreeMap<_, _> = table.iter().filter(|(name, _)| *name != OFFSET).filter_map(text).collect();
     if let Some(AmqpValue::FieldArray(deaths)) = table.get(DEATHS)
         && let Some(AmqpValue::FieldTable(death)) = deaths.first()
     {
