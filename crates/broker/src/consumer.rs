@@ -15,9 +15,8 @@ use crate::{
 };
 
 const CONSUMING: &str = "consuming";
-/// How long to wait between two looks for more while a batch fills. Waking up for each message that comes would cost more than
-/// the messages do.
-const NAP: Duration = Duration::from_millis(2);
+/// How often to look for more while a batch fills. Waking up for each message that comes would cost more than they do.
+const LOOKS: u32 = 8;
 
 /// Deliveries that came in one go, in the order in which the broker sent them. Empty if none came in time.
 #[derive(Debug, Default)]
@@ -341,7 +340,7 @@ impl Live {
                 if left.is_zero() {
                     break;
                 }
-                thread::sleep(left.min(NAP));
+                thread::sleep(left.min(linger / LOOKS));
             }
         }
         // Of a stream: the last one's acknowledgement is for all. One for each few that come would have the broker send each few

@@ -21,8 +21,9 @@ pub struct Delivery {
     pub message_id: Option<String>,
     /// The AMQP correlation id.
     pub correlation_id: Option<String>,
-    /// Headers that are strings, numbers, booleans or times, as text, but for the offset. If the broker set the message aside, what it says last
-    /// about that is in [`header::DEATH_REASON`], [`header::DEATH_QUEUE`] and [`header::DEATH_TIME`] (RFC 3339).
+    /// Headers that are strings, numbers, booleans or times, as text, but for [`Self::offset`]. If the broker set the message
+    /// aside, what it says last about that is in [`header::DEATH_REASON`], [`header::DEATH_QUEUE`] and
+    /// [`header::DEATH_TIME`] (RFC 3339).
     ///
     /// [`header::DEATH_REASON`]: crate::header::DEATH_REASON
     /// [`header::DEATH_QUEUE`]: crate::header::DEATH_QUEUE
