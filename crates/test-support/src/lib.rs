@@ -12,5 +12,7 @@ pub use broker::{broker_settings, log_retention};
 pub use database::TestDatabase;
 pub use drain::drain;
 pub use postgres::PrivatePostgres;
-pub use private_servers::{Frozen, PrivateRabbitmq, eventually, eventually_within, free_ports};
+pub use private_servers::{
+    Action, Direction, Frozen, Held, PrivateRabbitmq, Proxy, Trap, after, eventually, eventually_within, free_ports,
+};
 pub use vhost::TestVhost;
