@@ -4,6 +4,7 @@ use domain::{topology::queue, values::Channel};
 use notifier::Notifier;
 use serde::Deserialize;
 use service::Service;
+use storage::Database;
 use worker::Consuming;
 
 /// The service's name.
@@ -22,5 +23,10 @@ struct Settings {
 pub fn run() -> anyhow::Result<()> {
     let (service, Settings { sms_notifier }) = Service::begin(SERVICE)?;
     let queues = vec![queue::SEND_NOTIFICATION_SMS.into()];
-    service.consume(queues, sms_notifier, |database| Notifier::new(database, Channel::Phone))
+    service.consume(queues, sms_notifier, handler)
+}
+
+/// The handler.
+pub fn handler(database: Database) -> Notifier {
+    Notifier::new(database, Channel::Phone)
 }

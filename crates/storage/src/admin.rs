@@ -64,3 +64,11 @@ pub fn execute(conn: &mut PgConnection, sql: &str) -> Result<usize> {
 pub fn count(conn: &mut PgConnection, sql: &str) -> Result<i64> {
     Ok(sql_query(sql).get_result::<crate::Count>(conn)?.n)
 }
+
+/// The numbers that a query returns under the name `n`, for tests.
+///
+/// # Errors
+/// The database's.
+pub fn counts(conn: &mut PgConnection, sql: &str) -> Result<Vec<i64>> {
+    Ok(sql_query(sql).load::<crate::Count>(conn)?.into_iter().map(|row| row.n).collect())
+}

@@ -68,6 +68,13 @@ impl TestDatabase {
         Self { name, admin, settings, database }
     }
 
+    /// A database that isn't there.
+    pub fn unreachable() -> Database {
+        let settings =
+            Settings { connect_timeout_ms: 100, ..settings_for("postgres://nobody@127.0.0.1:1/nowhere", None) };
+        Database::open(&settings, "test").expect("a usable URL")
+    }
+
     /// The section `[database]` for this database.
     pub fn settings(&self) -> Settings {
         self.settings.clone()

@@ -4,6 +4,7 @@ mod broker;
 mod database;
 mod drain;
 mod events;
+mod microblog;
 mod postgres;
 mod servers;
 mod vhost;

@@ -13,6 +13,7 @@ mod pulse;
 mod queues;
 mod settings;
 mod stop;
+pub mod testing;
 mod worker;
 
 pub use backoff::Backoff;

@@ -1,0 +1,147 @@
+//! What becomes of an order to import followers.
+
+use domain::{
+    ImportId, UserId,
+    message::{AddFollowers, Message as _},
+    topology::queue,
+    values::{Channel, ImportPlan},
+};
+use follower_importer::Importer;
+use storage::imports;
+use test_support::TestDatabase;
+use worker::{
+    Received,
+    testing::{self, Handled},
+};
+
+/// Users made in one transaction, and the most that an import may ask for.
+const STEP: u32 = 3;
+const LIMIT: u32 = 20;
+
+struct Stage {
+    db: TestDatabase,
+    author: UserId,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let db = TestDatabase::new();
+        let author = db.user("author", Channel::Email);
+        Self { db, author }
+    }
+
+    fn handle(&self, messages: impl IntoIterator<Item = Received>) -> Handled {
+        testing::handle(&mut Importer::new(self.db.database().clone(), STEP, LIMIT), messages)
+    }
+
+    /// An order as the gateway gives it, with the import that keeps the progress.
+    fn order(&self, prefix: &str, count: i64) -> (ImportId, AddFollowers) {
+        let plan = ImportPlan::new(prefix, count, LIMIT).expect("a plan");
+        let open = self.db.database().transaction(|conn| imports::open(conn, prefix, self.author, &plan));
+        let id = open.expect("the author is there").id;
+        (id, AddFollowers { user_id: self.author, follower_login: prefix.into(), count, import_id: Some(id) })
+    }
+
+    fn foreign(&self, prefix: &str, count: i64) -> AddFollowers {
+        AddFollowers { user_id: self.author, follower_login: prefix.into(), count, import_id: None }
+    }
+
+    /// State, users made, logins skipped.
+    fn import(&self, id: ImportId) -> (String, i32, i32) {
+        let import = imports::get(&mut self.db.database().connection().unwrap(), id).expect("the import is there");
+        (import.state, import.created, import.skipped)
+    }
+
+    fn followers(&self) -> i64 {
+        self.db.count("SELECT count(*) AS n FROM subscription")
+    }
+}
+
+fn received(order: &AddFollowers) -> Received {
+    Received::of(queue::ADD_FOLLOWERS, order.envelope())
+}
+
+#[test]
+fn users_are_made_step_by_step_and_follow() {
+    for count in [1, 3, 7] {
+        let stage = Stage::new();
+        let (id, order) = stage.order("fan", count);
+        let handled = stage.handle([received(&order)]);
+        assert!(handled.is_done() && handled.published.is_empty(), "{handled:?}");
+        assert_eq!(stage.import(id), ("done".into(), i32::try_from(count).unwrap(), 0));
+        assert_eq!(stage.followers(), count);
+        let logins = format!("SELECT count(*) AS n FROM \"user\" WHERE login IN ('fan_0', 'fan_{}')", count - 1);
+        assert_eq!(stage.db.count(&logins), count.min(2), "from 0 on");
+    }
+}
+
+#[test]
+fn a_second_time_changes_nothing() {
+    let stage = Stage::new();
+    let (id, order) = stage.order("fan", 5);
+    let foreign = stage.foreign("other", 4);
+    for _ in 0..2 {
+        assert!(stage.handle([received(&order), received(&foreign)]).is_done());
+    }
+    let mut again = received(&foreign);
+    again.message_id = None;
+    assert!(stage.handle([again]).is_done());
+    assert_eq!((stage.import(id), stage.followers()), (("done".into(), 5, 0), 9));
+}
+
+#[test]
+fn an_import_that_was_interrupted_goes_on_where_it_was() {
+    let stage = Stage::new();
+    let (id, order) = stage.order("fan", 7);
+    stage.db.database().transaction(|conn| imports::step(conn, id, STEP)).expect("a step");
+    assert_eq!(stage.followers(), i64::from(STEP));
+    assert!(stage.handle([received(&order)]).is_done());
+    assert_eq!((stage.import(id), stage.followers()), (("done".into(), 7, 0), 7));
+}
+
+#[test]
+fn logins_of_others_are_skipped_and_stay_theirs() {
+    let stage = Stage::new();
+    stage.db.user("fan_1", Channel::Phone);
+    let (id, order) = stage.order("fan", 3);
+    assert!(stage.handle([received(&order)]).is_done());
+    assert_eq!((stage.import(id), stage.followers()), (("done".into(), 2, 1), 2));
+}
+
+#[test]
+fn what_cannot_be_done_is_set_aside_alone_and_the_import_says_why() {
+    let stage = Stage::new();
+    let (deleted, order) = stage.order("gone", 2);
+    stage.db.execute("UPDATE \"user\" SET deleted_at = now() WHERE login = 'author'");
+    let other = Stage { author: stage.db.user("other", Channel::Email), db: stage.db };
+    let unknown = AddFollowers { import_id: Some(ImportId(i64::MAX)), ..order.clone() };
+    let messages = [
+        received(&other.foreign("good", 2)),
+        received(&unknown),
+        received(&other.foreign("", 2)),
+        received(&other.foreign("many", i64::from(LIMIT) + 1)),
+        received(&other.foreign("none", 0)),
+        received(&AddFollowers { user_id: UserId(i64::MAX), ..other.foreign("nobodys", 2) }),
+        Received::new(queue::ADD_FOLLOWERS, r#"{"userId": 1}"#),
+    ];
+    let handled = other.handle(messages);
+    let dead: Vec<_> = handled.dead.iter().map(|(place, _)| *place).collect();
+    assert_eq!(dead, [1, 2, 3, 4, 5, 6], "{handled:?}");
+    assert_eq!(other.followers(), 2, "the good one");
+    let _ = other.handle([received(&order)]);
+    assert_eq!(other.import(deleted).0, "failed");
+}
+
+#[test]
+fn a_database_that_is_away_is_waited_for_and_a_query_that_fails_is_tried_again() {
+    let stage = Stage::new();
+    let (id, order) = stage.order("fan", 2);
+    let away = testing::handle(&mut Importer::new(TestDatabase::unreachable(), STEP, LIMIT), [received(&order)]);
+    assert_eq!(away.waiting, [0]);
+    stage.db.execute("ALTER TABLE subscription RENAME TO elsewhere");
+    let handled = stage.handle([received(&order)]);
+    assert!(matches!(&handled.retried[..], [(0, why)] if why.contains("the query failed")), "{handled:?}");
+    stage.db.execute("ALTER TABLE elsewhere RENAME TO subscription");
+    assert!(stage.handle([received(&order)]).is_done());
+    assert_eq!(stage.import(id), ("done".into(), 2, 0));
+}
