@@ -50,7 +50,7 @@ fn every_follower_is_in_exactly_one_chunk_and_a_second_time_in_the_same() {
     for count in [1, 2, 3, 4, 6, 7] {
         let stage = Stage::new(count);
         let tweet = stage.db.post(stage.author, "hello");
-        let handled = stage.fan_out(&[tweet.clone()]);
+        let handled = stage.fan_out(std::slice::from_ref(&tweet));
         assert!(handled.is_done(), "{handled:?}");
         let chunks = handled.bodies();
         let ranges = ranges(&chunks);
