@@ -1,6 +1,7 @@
 //! One consumer, as a process.
 
 use crate::{
+    balances::{self, Applied, Balance, Change, Outcome},
     context::Settings,
     experiments::Experiment,
     load::{Fault, Message},
@@ -19,11 +20,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{
-    Database, PgConnection,
-    attempts::Ledger,
-    balances::{self, Applied, Balance, Change, Outcome},
-};
+use storage::{Database, PgConnection, attempts::Ledger};
 use telemetry::{BalanceChanged, emit};
 use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step, Stop, Worker};
 

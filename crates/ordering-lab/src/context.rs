@@ -1,5 +1,6 @@
 //! Where the servers are, and the settings of what runs on them.
 
+use crate::tables;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Deserialize;
@@ -62,11 +63,13 @@ impl Settings {
         Ok(load(&variables)?)
     }
 
-    /// The database, with the schema that this program knows.
+    /// The database, with the schema that this program knows and the lab's own tables.
     pub(crate) fn database(&self) -> anyhow::Result<Database> {
         let database = Database::open(&self.database, crate::SERVICE)?;
-        let pending = migrations::are_pending(&mut *database.connection()?)?;
-        ensure!(!pending, "the database lacks migrations: run `fleetctl migrate`");
+        let mut conn = database.connection()?;
+        ensure!(!migrations::are_pending(&mut conn)?, "the database lacks migrations: run `fleetctl migrate`");
+        tables::make(&mut conn)?;
+        drop(conn);
         Ok(database)
     }
 

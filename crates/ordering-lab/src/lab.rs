@@ -1,6 +1,7 @@
 //! The servers and processes of an experiment, and their cleaning up.
 
 use crate::{
+    balances::{self, Counted},
     children::Children,
     consume::{Consumer, Strategy},
     context::Settings,
@@ -10,6 +11,7 @@ use crate::{
     names, produce,
     progress::Progress,
     report::Report,
+    tables,
     work::WorkTime,
 };
 use anyhow::{Context as _, bail};
@@ -24,11 +26,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{
-    Database,
-    balances::{self, Counted},
-    lab as tables, resharding,
-};
+use storage::{Database, resharding};
 
 /// How often to look how far things are.
 const POLL: Duration = Duration::from_millis(10);

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod balances;
 mod chart;
 mod children;
 mod consume;
@@ -13,6 +14,7 @@ mod produce;
 mod progress;
 mod report;
 mod run;
+mod tables;
 mod work;
 
 use crate::{

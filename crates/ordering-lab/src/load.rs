@@ -1,11 +1,11 @@
 //! What is produced: for each user a run of changes, each with the total that it leads to.
 
+use crate::balances::Change;
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::Envelope;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, ops::Range};
-use storage::balances::Change;
 
 /// A message, as it's in the queues.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

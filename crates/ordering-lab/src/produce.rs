@@ -1,6 +1,6 @@
 //! The load, produced by hand.
 
-use crate::{context::Settings, experiments::Experiment, load, names};
+use crate::{balances, context::Settings, experiments::Experiment, load, names};
 use anyhow::{bail, ensure};
 use broker::{PublishError, Publisher, Reason, Session};
 use clap::{Args, ValueEnum};
@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     time::{Duration, Instant},
 };
-use storage::{Database, balances};
+use storage::Database;
 
 /// How long messages may take to be confirmed.
 const PATIENCE: Duration = Duration::from_secs(60);

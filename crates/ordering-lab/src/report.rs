@@ -1,5 +1,6 @@
 //! What was seen, as text, as a table and as JSON.
 
+use crate::balances::Counted;
 use crate::experiments::Experiment;
 use serde::Serialize;
 use std::{
@@ -7,7 +8,6 @@ use std::{
     io::{self, Write},
     time::Duration,
 };
-use storage::balances::Counted;
 
 /// Errors, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -29,20 +29,6 @@ diesel::table! {
 }
 
 diesel::table! {
-    balance_delivery (id) {
-        id -> Int8,
-        consumer_id -> Int4,
-        user_id -> Int8,
-        processed_at -> Timestamptz,
-        version -> Int4,
-        outcome -> Text,
-        order_error -> Bool,
-        value_error -> Bool,
-        consumer_error -> Bool,
-    }
-}
-
-diesel::table! {
     consumer_offset (group, partition) {
         group -> Text,
         partition -> Int4,
@@ -331,16 +317,6 @@ diesel::table! {
     }
 }
 
-diesel::table! {
-    user_balance (user_id) {
-        user_id -> Int8,
-        value -> Int8,
-        consumer_id -> Int4,
-        processed_at -> Timestamptz,
-        effects -> Int8,
-    }
-}
-
 diesel::joinable!(avatar -> user (user_id));
 diesel::joinable!(tweet -> user (author_id));
 
@@ -348,7 +324,6 @@ diesel::allow_tables_to_appear_in_same_query!(
     account_effect,
     attempt,
     avatar,
-    balance_delivery,
     consumer_offset,
     dead_letter,
     email_notification,
@@ -373,5 +348,4 @@ diesel::allow_tables_to_appear_in_same_query!(
     subscription,
     tweet,
     user,
-    user_balance,
 );

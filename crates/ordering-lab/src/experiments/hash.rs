@@ -1,5 +1,6 @@
 //! A queue for each consumer, and an exchange that sends a user's messages always to the same one, until a queue is added.
 
+use crate::balances::Counted;
 use crate::{
     consume::Strategy,
     lab::Lab,
@@ -7,7 +8,6 @@ use crate::{
     report::{Errors, Report},
 };
 use domain::topology::ExchangeKind;
-use storage::balances::Counted;
 
 /// Nobody is added: each user's messages stay in one queue, which one consumer works off.
 pub(super) fn consistent_hash(lab: &mut Lab) -> anyhow::Result<Report> {

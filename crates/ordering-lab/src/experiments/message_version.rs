@@ -1,6 +1,7 @@
 //! Consumers are added while messages wait, and the new ones turn newer messages away until the old ones are through with the
 //! older ones: what that costs, and what it still gets wrong.
 
+use crate::balances::{self, Counted};
 use crate::{
     children::Children,
     consume::Strategy,
@@ -10,7 +11,6 @@ use crate::{
 };
 use domain::topology::{ExchangeKind, Expiry};
 use std::{collections::BTreeMap, time::Duration};
-use storage::balances::{self, Counted};
 
 /// Further deliveries after which RabbitMQ 4 drops a message from a quorum queue, unless told otherwise.
 const USUAL_LIMIT: i32 = 20;

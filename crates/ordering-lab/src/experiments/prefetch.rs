@@ -1,5 +1,6 @@
 //! What a consumer has been sent ahead comes to another one when it fails, after what that one has been sent ahead.
 
+use crate::balances::{self, Delivered};
 use crate::{
     consume::{Consumer, FAILED, Strategy},
     lab::Lab,
@@ -13,7 +14,6 @@ use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
-use storage::balances::{self, Delivered};
 
 const PREFETCH: u16 = 30;
 

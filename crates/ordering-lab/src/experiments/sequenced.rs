@@ -1,11 +1,13 @@
 //! The same load through a sequenced stream, while consumers come, are killed and freeze, and the stream is divided anew.
 
 use crate::{
+    balances,
     consume::{Consumer, Strategy},
     lab::Lab,
     load::Message,
     names,
     report::{Errors, Report},
+    tables,
 };
 use anyhow::{bail, ensure};
 use domain::{
@@ -17,7 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
-use storage::{balances, lab as tables, leases, streams, streams::Layout};
+use storage::{leases, streams, streams::Layout};
 
 /// How the stream is divided at first.
 const SHARDS: i32 = 4;

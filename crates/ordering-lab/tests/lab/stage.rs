@@ -19,7 +19,12 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new() -> Self {
         let out = tempfile::tempdir().expect("a folder");
-        Self { database: TestDatabase::new(), vhost: TestVhost::new(), out }
+        let database = TestDatabase::new();
+        // As the program does when it starts: tests look into its tables before.
+        for statement in include_str!("../../schema.sql").split_inclusive(";\n") {
+            database.execute(statement);
+        }
+        Self { database, vhost: TestVhost::new(), out }
     }
 
     /// The program with these arguments, separated by spaces.

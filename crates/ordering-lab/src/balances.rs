@@ -1,10 +1,6 @@
 //! Tables `user_balance` and `balance_delivery`: the effect of the ordering lab's messages, which nothing keeps in order
 //! here, and what each consumer saw.
 
-use crate::{
-    Result,
-    schema::{balance_delivery, user_balance},
-};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -14,52 +10,74 @@ use diesel::{
     sql_types::{BigInt, Bool, Integer, Text},
 };
 use std::ops::Range;
+use storage::Result;
+
+diesel::table! {
+    balance_delivery (id) {
+        id -> Int8,
+        consumer_id -> Int4,
+        user_id -> Int8,
+        processed_at -> Timestamptz,
+        version -> Int4,
+        outcome -> Text,
+        order_error -> Bool,
+        value_error -> Bool,
+        consumer_error -> Bool,
+    }
+}
+
+diesel::table! {
+    user_balance (user_id) {
+        user_id -> Int8,
+        value -> Int8,
+        consumer_id -> Int4,
+        processed_at -> Timestamptz,
+        effects -> Int8,
+    }
+}
 
 /// A message of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// The user.
-    pub user_id: i64,
+    pub(crate) user_id: i64,
     /// What it adds to the user's balance.
-    pub value_change: i64,
+    pub(crate) value_change: i64,
     /// What the balance is to be afterwards.
-    pub expected_value: i64,
+    pub(crate) expected_value: i64,
     /// Later than that of every earlier message of the user.
-    pub processed_at: DateTime<Utc>,
+    pub(crate) processed_at: DateTime<Utc>,
     /// Which of the producer's topologies it was produced for.
-    pub version: i32,
+    pub(crate) version: i32,
 }
 
 /// What was wrong when a message took effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Errors {
+pub(crate) struct Errors {
     /// Its time isn't later than that of the last one.
-    pub order: bool,
+    pub(crate) order: bool,
     /// The new balance isn't the expected one.
-    pub value: bool,
+    pub(crate) value: bool,
     /// The user's row was made by another consumer.
-    pub consumer: bool,
+    pub(crate) consumer: bool,
 }
 
 /// A user's balance as a message finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Queryable)]
-pub struct Balance {
+pub(crate) struct Balance {
     /// The balance.
-    pub value: i64,
+    pub(crate) value: i64,
     /// The consumer that made the row.
-    pub consumer_id: i32,
+    pub(crate) consumer_id: i32,
     /// The time of the last message.
-    pub processed_at: DateTime<Utc>,
+    pub(crate) processed_at: DateTime<Utc>,
     /// Messages that took effect.
-    pub effects: i64,
+    pub(crate) effects: i64,
 }
 
 /// The user's balance, whose row nobody else changes until the transaction ends. `None` if there's no row: then somebody
 /// else may come first.
-///
-/// # Errors
-/// The database's.
-pub fn lock(conn: &mut PgConnection, user_id: i64) -> Result<Option<Balance>> {
+pub(crate) fn lock(conn: &mut PgConnection, user_id: i64) -> Result<Option<Balance>> {
     Ok(user_balance::table
         .find(user_id)
         .select((user_balance::value, user_balance::consumer_id, user_balance::processed_at, user_balance::effects))
@@ -85,7 +103,7 @@ fn make(conn: &mut PgConnection, consumer_id: i32, change: &Change) -> Result<bo
 
 /// What becomes of a message in [`apply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
+pub(crate) enum Applied {
     /// It took effect.
     Changed(Errors),
     /// It isn't newer than what took effect before, and changed nothing.
@@ -95,10 +113,7 @@ pub enum Applied {
 /// Adds the message to its user's balance, whatever came before it, and notes what was wrong; `foreign` says of a row that
 /// another consumer made whether that's an error. Where the effect is `idempotent`, a message that isn't newer than the
 /// last one changes nothing. To be run in a transaction.
-///
-/// # Errors
-/// The database's.
-pub fn apply(
+pub(crate) fn apply(
     conn: &mut PgConnection,
     consumer_id: i32,
     change: &Change,
@@ -133,7 +148,7 @@ pub fn apply(
 
 /// What a consumer did with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It took effect.
     Applied,
     /// It had taken effect before.
@@ -156,10 +171,7 @@ impl Outcome {
 }
 
 /// Notes that a consumer had a message in hand that didn't take effect.
-///
-/// # Errors
-/// The database's.
-pub fn note(conn: &mut PgConnection, consumer_id: i32, change: &Change, outcome: Outcome) -> Result<()> {
+pub(crate) fn note(conn: &mut PgConnection, consumer_id: i32, change: &Change, outcome: Outcome) -> Result<()> {
     insert(conn, consumer_id, change, outcome, Errors::default())
 }
 
@@ -180,10 +192,7 @@ fn insert(conn: &mut PgConnection, consumer_id: i32, change: &Change, outcome: O
 }
 
 /// The newest version among the messages of these users that the consumer has given effect; 0 if there's none.
-///
-/// # Errors
-/// The database's.
-pub fn processed_version(conn: &mut PgConnection, consumer_id: i32, users: &Range<i64>) -> Result<i32> {
+pub(crate) fn processed_version(conn: &mut PgConnection, consumer_id: i32, users: &Range<i64>) -> Result<i32> {
     let newest: Option<i32> = balance_delivery::table
         .filter(balance_delivery::consumer_id.eq(consumer_id).and(balance_delivery::outcome.eq("applied")))
         .filter(balance_delivery::user_id.ge(users.start).and(balance_delivery::user_id.lt(users.end)))
@@ -194,38 +203,35 @@ pub fn processed_version(conn: &mut PgConnection, consumer_id: i32, users: &Rang
 
 /// What one consumer has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, QueryableByName)]
-pub struct Counted {
+pub(crate) struct Counted {
     /// The consumer.
     #[diesel(sql_type = Integer)]
-    pub consumer_id: i32,
+    pub(crate) consumer_id: i32,
     /// Messages that took effect.
     #[diesel(sql_type = BigInt)]
-    pub applied: i64,
+    pub(crate) applied: i64,
     /// Messages that had taken effect before.
     #[diesel(sql_type = BigInt)]
-    pub repeated: i64,
+    pub(crate) repeated: i64,
     /// Times that it turned a message away.
     #[diesel(sql_type = BigInt)]
-    pub turned_away: i64,
+    pub(crate) turned_away: i64,
     /// Times that it failed at a message.
     #[diesel(sql_type = BigInt)]
-    pub failed: i64,
+    pub(crate) failed: i64,
     /// Messages out of order.
     #[diesel(sql_type = BigInt)]
-    pub order_errors: i64,
+    pub(crate) order_errors: i64,
     /// Balances that weren't the expected ones.
     #[diesel(sql_type = BigInt)]
-    pub value_errors: i64,
+    pub(crate) value_errors: i64,
     /// Messages of users whose row another consumer had made.
     #[diesel(sql_type = BigInt)]
-    pub consumer_errors: i64,
+    pub(crate) consumer_errors: i64,
 }
 
 /// What each consumer has done with the messages of these users.
-///
-/// # Errors
-/// The database's.
-pub fn counts(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<Counted>> {
+pub(crate) fn counts(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<Counted>> {
     Ok(sql_query(
         "SELECT consumer_id, count(*) FILTER (WHERE outcome = 'applied') AS applied,
                 count(*) FILTER (WHERE outcome = 'repeated') AS repeated,
@@ -242,29 +248,26 @@ pub fn counts(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<Counted
 
 /// A message in a consumer's hand.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
-pub struct Delivered {
+pub(crate) struct Delivered {
     /// The consumer.
     #[diesel(sql_type = Integer)]
-    pub consumer_id: i32,
+    pub(crate) consumer_id: i32,
     /// The user.
     #[diesel(sql_type = BigInt)]
-    pub user_id: i64,
+    pub(crate) user_id: i64,
     /// The message's time.
     #[diesel(sql_type = diesel::sql_types::Timestamptz)]
-    pub processed_at: DateTime<Utc>,
+    pub(crate) processed_at: DateTime<Utc>,
     /// What became of it, as the table has it.
     #[diesel(sql_type = Text)]
-    pub outcome: String,
+    pub(crate) outcome: String,
     /// Whether it was out of order.
     #[diesel(sql_type = Bool)]
-    pub order_error: bool,
+    pub(crate) order_error: bool,
 }
 
 /// What consumers had in hand of these users, in the order of each consumer's commits.
-///
-/// # Errors
-/// The database's.
-pub fn deliveries(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<Delivered>> {
+pub(crate) fn deliveries(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<Delivered>> {
     Ok(sql_query(
         "SELECT consumer_id, user_id, processed_at, outcome, order_error FROM balance_delivery
          WHERE user_id >= $1 AND user_id < $2 ORDER BY id",
@@ -275,24 +278,23 @@ pub fn deliveries(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<Del
 }
 
 /// How many effects the messages of these users have had, as their balances count them.
-///
-/// # Errors
-/// The database's.
-pub fn effects(conn: &mut PgConnection, users: &Range<i64>) -> Result<i64> {
-    let count: crate::Count = sql_query(
+pub(crate) fn effects(conn: &mut PgConnection, users: &Range<i64>) -> Result<i64> {
+    #[derive(QueryableByName)]
+    struct Sum {
+        #[diesel(sql_type = BigInt)]
+        n: i64,
+    }
+    let sum: Sum = sql_query(
         "SELECT coalesce(sum(effects), 0)::bigint AS n FROM user_balance WHERE user_id >= $1 AND user_id < $2",
     )
     .bind::<BigInt, _>(users.start)
     .bind::<BigInt, _>(users.end)
     .get_result(conn)?;
-    Ok(count.n)
+    Ok(sum.n)
 }
 
 /// The users' balances, by user.
-///
-/// # Errors
-/// The database's.
-pub fn values(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<(i64, i64)>> {
+pub(crate) fn values(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<(i64, i64)>> {
     Ok(user_balance::table
         .filter(user_balance::user_id.ge(users.start).and(user_balance::user_id.lt(users.end)))
         .select((user_balance::user_id, user_balance::value))
@@ -301,10 +303,7 @@ pub fn values(conn: &mut PgConnection, users: &Range<i64>) -> Result<Vec<(i64, i
 }
 
 /// How many of these users have a balance, or once did something.
-///
-/// # Errors
-/// The database's.
-pub fn known(conn: &mut PgConnection, users: &Range<i64>) -> Result<i64> {
+pub(crate) fn known(conn: &mut PgConnection, users: &Range<i64>) -> Result<i64> {
     let balances: i64 = user_balance::table
         .filter(user_balance::user_id.ge(users.start).and(user_balance::user_id.lt(users.end)))
         .select(count_star())
@@ -316,10 +315,7 @@ pub fn known(conn: &mut PgConnection, users: &Range<i64>) -> Result<i64> {
 }
 
 /// Forgets these users.
-///
-/// # Errors
-/// The database's.
-pub fn forget(conn: &mut PgConnection, users: &Range<i64>) -> Result<()> {
+pub(crate) fn forget(conn: &mut PgConnection, users: &Range<i64>) -> Result<()> {
     diesel::delete(
         balance_delivery::table
             .filter(balance_delivery::user_id.ge(users.start).and(balance_delivery::user_id.lt(users.end))),
