@@ -6,31 +6,29 @@ mod dead_letters;
 mod duration;
 mod events;
 pub mod fleet;
-mod interrupt;
 mod keys;
 mod load;
 mod log;
 mod migrate;
 mod output;
-mod progress;
 mod reshard;
 mod shards;
 mod topology;
 mod user;
 mod verify;
 
-use crate::context::{Connections, Context};
+use crate::context::Context;
 use anyhow::Context as _;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+use command_line::{Verbosity, interrupt, progress, servers::Connections};
 use std::io::{self, Write};
 
 /// The operator's tool of the murmuration fleet.
 #[derive(Parser)]
 #[command(name = "fleetctl", version, after_long_help = AFTER_HELP)]
 struct Cli {
-    /// Log more to the standard error stream: -v what happens, -vv everything. RUST_LOG goes before it
-    #[arg(short, long, action = ArgAction::Count, global = true)]
-    verbose: u8,
+    #[command(flatten)]
+    verbosity: Verbosity,
     #[command(flatten)]
     connections: Connections,
     #[command(subcommand)]
@@ -116,20 +114,11 @@ pub fn main() -> ! {
             2
         }
     };
-    // At once, rather than by returning: on the way out of a process the TLS library below libpq tears itself down, and
-    // a thread of the connection pool that is just connecting crashes over that.
-    signal_hook::low_level::exit(status)
+    command_line::exit(status)
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let level = match cli.verbose {
-        // What the AMQP client warns of comes back as an error, or is none: a queue that isn't there.
-        0 => "warn,amiquip=error",
-        1 => "info",
-        _ => "debug",
-    };
-    let settings = telemetry::Settings { log: level.into(), statsd: String::new(), metrics_prefix: String::new() };
-    let _telemetry = telemetry::init("fleetctl", &settings)?;
+    let _telemetry = cli.verbosity.log("fleetctl")?;
     let context = Context::new(&cli.connections)?;
     match cli.command {
         Command::Migrate(args) => migrate::run(&args, &context, out),

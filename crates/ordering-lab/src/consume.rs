@@ -271,7 +271,7 @@ impl Consume {
 /// Ends the process without a word to the broker.
 fn end(status: i32) -> ! {
     telemetry::flush();
-    signal_hook::low_level::exit(status)
+    command_line::exit(status)
 }
 
 /// The fleet's loop, with a balance as the effect.

@@ -78,7 +78,7 @@ impl Lab {
             database: database.clone(),
             session: Session::open(&settings.broker, crate::SERVICE)?,
             children: Children::new(&logs, settings.variables())?,
-            progress: Progress::new(&experiment.to_string()),
+            progress: Progress::new(&experiment.to_string(), 1),
             publisher: Publisher::new(&settings.broker, crate::SERVICE),
         })
     }

@@ -6,24 +6,24 @@ mod children;
 mod consume;
 mod context;
 mod experiments;
-mod interrupt;
 mod lab;
 mod load;
 mod names;
 mod produce;
-mod progress;
 mod report;
 mod run;
 mod tables;
 mod work;
 
-use crate::{
-    context::{Connections, Settings},
-    experiments::Experiment,
-    interrupt::Interrupted,
-};
+use crate::{context::Settings, experiments::Experiment};
 use anyhow::Context as _;
-use clap::{ArgAction, Parser, Subcommand, ValueEnum as _};
+use clap::{Parser, Subcommand, ValueEnum as _};
+use command_line::{
+    Verbosity,
+    interrupt::{self, Interrupted},
+    progress,
+    servers::Connections,
+};
 use std::io::{self, Write};
 
 /// The program's name, and that of its consumers of a sequenced stream.
@@ -33,9 +33,8 @@ pub(crate) const SERVICE: &str = "ordering-lab";
 #[derive(Parser)]
 #[command(name = "ordering-lab", version, after_long_help = AFTER_HELP)]
 struct Cli {
-    /// Log more to the standard error stream: -v what happens, -vv everything. RUST_LOG goes before it
-    #[arg(short, long, action = ArgAction::Count, global = true)]
-    verbose: u8,
+    #[command(flatten)]
+    verbosity: Verbosity,
     #[command(flatten)]
     connections: Connections,
     #[command(subcommand)]
@@ -88,20 +87,12 @@ pub fn main() -> ! {
             if error.is::<Interrupted>() { 130 } else { 2 }
         }
     };
-    // At once, rather than by returning: on the way out of a process the TLS library below libpq tears itself down, and
-    // a thread of the connection pool that is just connecting crashes over that.
-    signal_hook::low_level::exit(status)
+    command_line::exit(status)
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let settings = Settings::load(&cli.connections)?;
-    let log = match cli.verbose {
-        // What the AMQP client warns of comes back as an error, or is none: a queue that isn't there.
-        0 => "warn,amiquip=error",
-        1 => "info",
-        _ => "debug",
-    };
-    let telemetry = telemetry::Settings { log: log.into(), ..settings.telemetry.clone() };
+    let telemetry = telemetry::Settings { log: cli.verbosity.filter().into(), ..settings.telemetry.clone() };
     let _telemetry = telemetry::init(SERVICE, &telemetry)?;
     match cli.command {
         Command::Run(run) => return run.run(&settings, out),

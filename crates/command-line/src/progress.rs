@@ -11,7 +11,7 @@ use std::{
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One piece of work. Threads may share it.
-pub(crate) struct Progress {
+pub struct Progress {
     /// Counts even where it isn't drawn.
     bar: ProgressBar,
     what: String,
@@ -21,12 +21,12 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Work of `total` pieces.
-    pub(crate) fn new(what: &str, total: u64) -> Self {
+    pub fn new(what: &str, total: u64) -> Self {
         Self::start(what, Some(total), "{msg} {wide_bar} {human_pos}/{human_len}  {pace}  {eta}")
     }
 
     /// Work whose amount nobody knows.
-    pub(crate) fn waiting(what: &str) -> Self {
+    pub fn waiting(what: &str) -> Self {
         let progress = Self::start(what, None, "{spinner} {msg}");
         progress.bar.enable_steady_tick(Duration::from_millis(200));
         progress
@@ -52,31 +52,51 @@ impl Progress {
     }
 
     /// So many more pieces are done.
-    pub(crate) fn advance(&self, count: u64) {
+    pub fn advance(&self, count: u64) {
         self.bar.inc(count);
-        self.line(|| match self.bar.length() {
-            Some(total) => format!("{} of {total}", self.bar.position()),
-            None => self.bar.position().to_string(),
-        });
+        self.tell_position();
+    }
+
+    /// So many pieces are done in all.
+    pub fn reached(&self, count: u64) {
+        self.bar.set_position(count);
+        self.tell_position();
+    }
+
+    /// What is being done now, from its first piece on, and of how many pieces it is.
+    pub fn step(&self, doing: &str, total: u64) {
+        self.bar.set_message(format!("{}: {doing}", self.what));
+        self.bar.set_length(total);
+        self.reached(0);
     }
 
     /// What is being done, or waited for, now.
-    pub(crate) fn say(&self, detail: &str) {
+    pub fn say(&self, detail: &str) {
         self.bar.set_message(format!("{}: {detail}", self.what));
-        self.line(|| detail.to_owned());
+        self.line(|| self.bar.message());
     }
 
-    fn line(&self, detail: impl FnOnce() -> String) {
+    fn tell_position(&self) {
+        self.line(|| {
+            let (doing, count) = (self.bar.message(), self.bar.position());
+            match self.bar.length() {
+                Some(total) => format!("{doing}: {count} of {total}"),
+                None => format!("{doing}: {count}"),
+            }
+        });
+    }
+
+    fn line(&self, text: impl FnOnce() -> String) {
         let Some(last) = &self.last_line else { return };
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() >= LINE_INTERVAL {
             *last = Instant::now();
-            eprintln!("{}: {}", self.what, detail());
+            eprintln!("{}", text());
         }
     }
 
-    /// Takes the bar away, and answers how many pieces are done and how long that took.
-    pub(crate) fn finish(self) -> (u64, Duration) {
+    /// Takes the bar away, and returns how many pieces are done and how long that took.
+    pub fn finish(self) -> (u64, Duration) {
         (self.bar.position(), self.bar.elapsed())
     }
 }
