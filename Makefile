@@ -78,7 +78,7 @@ bench: build ## Measure everything, or one thing (BENCH=events ARGS="--runs 1");
 	@deploy/local/install run
 	@deploy/local/fleet down
 	@deploy/local/servers up
-	@$(with_env) for benchmark in $(BENCH); do target/release/fleetctl bench $$benchmark $(ARGS) || exit; done
+	@$(with_env) for benchmark in $(BENCH); do target/release/bench $$benchmark $(ARGS) || exit; done
 
 .PHONY: clean-local
 clean-local: stop ## Stop everything and remove its data, logs and settings

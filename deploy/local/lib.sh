@@ -10,6 +10,9 @@ local_dir=$root/.local
 log_dir=$local_dir/log
 program=$(basename "$0")
 
+# The fleet's services, in the order in which they're started.
+mapfile -t services < <(grep -v '^#' "$root/deploy/services")
+
 say() { printf '%s\n' "$*"; }
 die() {
   printf '%s: %s\n' "$program" "$*" >&2

@@ -36,7 +36,6 @@ struct MessageRecorderSection {
 /// Of the recorder's settings, what commands need.
 #[derive(Deserialize)]
 struct Recorder {
-    batch: usize,
     lease_ttl_ms: i64,
 }
 
@@ -104,16 +103,6 @@ impl Context {
     /// half of that.
     pub(crate) fn recorder_seen_within_ms(&self) -> anyhow::Result<i64> {
         Ok(2 * self.settings::<MessageRecorderSection>()?.message_recorder.lease_ttl_ms)
-    }
-
-    /// The most messages that a recorder records in one transaction.
-    pub(crate) fn recorder_batch(&self) -> anyhow::Result<usize> {
-        Ok(self.settings::<MessageRecorderSection>()?.message_recorder.batch)
-    }
-
-    /// Where the broker's management API is, if that's known.
-    pub(crate) fn management<'a>(&'a self, given: Option<&'a str>) -> Option<&'a str> {
-        given.filter(|url| !url.is_empty()).or(self.0.local("RABBITMQ_MANAGEMENT_URL"))
     }
 
     /// Where the gateway is, without a slash at the end.

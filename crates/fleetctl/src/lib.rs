@@ -1,11 +1,9 @@
 #![doc = include_str!("../README.md")]
 
-mod bench;
 mod context;
 mod dead_letters;
 mod duration;
 mod events;
-pub mod fleet;
 mod keys;
 mod load;
 mod log;
@@ -71,8 +69,6 @@ enum Command {
     Reshard(reshard::Args),
     #[command(subcommand)]
     Log(log::Command),
-    #[command(subcommand)]
-    Bench(bench::Command),
 }
 
 /// How a command ended that could do its work.
@@ -132,7 +128,6 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Shards(command) => shards::run(&command, &context, out),
         Command::Reshard(args) => reshard::run(&args, &context, out),
         Command::Log(command) => log::run(&command, &context, out),
-        Command::Bench(command) => bench::run(&command, &context, out),
     }
 }
 

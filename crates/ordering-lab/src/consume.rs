@@ -385,18 +385,18 @@ impl Consumer {
     }
 
     /// Settings of its own. One that takes message after message needs one connection to the database.
-    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn variables(&self) -> Vec<(&'static str, &'static str)> {
         match self.strategy {
             Strategy::Sequenced => vec![
-                ("MURMURATION__SEQUENCED__LEASE_TTL_MS", "1000".into()),
-                ("MURMURATION__SEQUENCED__LEASE_RENEW_MS", "200".into()),
-                ("MURMURATION__SEQUENCED__SWEEP_MS", "500".into()),
+                ("MURMURATION__SEQUENCED__LEASE_TTL_MS", "1000"),
+                ("MURMURATION__SEQUENCED__LEASE_RENEW_MS", "200"),
+                ("MURMURATION__SEQUENCED__SWEEP_MS", "500"),
                 // One that freezes within a transaction holds its locks until the server ends that, after twice this time.
-                ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "2000".into()),
-                ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "2500".into()),
+                ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "2000"),
+                ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "2500"),
             ],
             Strategy::Worker => Vec::new(),
-            _ => vec![("MURMURATION__DATABASE__POOL_SIZE", "1".into())],
+            _ => vec![("MURMURATION__DATABASE__POOL_SIZE", "1")],
         }
     }
 }

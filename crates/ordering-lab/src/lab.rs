@@ -2,7 +2,6 @@
 
 use crate::{
     balances::{self, Counted},
-    children::Children,
     consume::{Consumer, Strategy},
     context::Settings,
     experiments::Experiment,
@@ -20,6 +19,7 @@ use domain::{
     stream::shard_queue,
     topology::{ExchangeKind, Expiry, Queue, Topology},
 };
+use harness::Processes;
 use std::{
     ops::Range,
     path::PathBuf,
@@ -30,6 +30,12 @@ use storage::{Database, resharding};
 
 /// How often to look how far things are.
 const POLL: Duration = Duration::from_millis(10);
+
+/// The processes of an experiment.
+pub(crate) type Children = Processes<String>;
+
+/// How long a process may take to end that was asked to.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// How long processes may take to start.
 const START: Duration = Duration::from_secs(60);
@@ -69,7 +75,10 @@ impl Lab {
         interrupt: &Interrupt,
         database: &Database,
     ) -> anyhow::Result<Self> {
-        let logs = options.out.join("logs").join(experiment.to_string());
+        let mut children = Processes::new(&options.out.join("logs").join(experiment.to_string()))?;
+        for (name, value) in settings.variables() {
+            children.set(name, &value);
+        }
         Ok(Self {
             settings: settings.clone(),
             options: options.clone(),
@@ -77,7 +86,7 @@ impl Lab {
             interrupt: interrupt.clone(),
             database: database.clone(),
             session: Session::open(&settings.broker, crate::SERVICE)?,
-            children: Children::new(&logs, settings.variables())?,
+            children,
             progress: Progress::new(&experiment.to_string(), 1),
             publisher: Publisher::new(&settings.broker, crate::SERVICE),
         })
@@ -88,7 +97,8 @@ impl Lab {
         let began = Instant::now();
         produce::prepare_users(&self.database, &self.users(), self.options.fresh)?;
         let result = self.experiment.run(&mut self);
-        self.children.stop();
+        // Those that don't heed are killed.
+        self.children.stop_all(GRACE);
         let cleaned = self.forget_users().and_then(|()| self.clean());
         let mut report = result.map_err(|error| {
             // Whoever interrupts it needs no logs.
@@ -168,7 +178,7 @@ impl Lab {
 
     /// Starts a consumer's process.
     pub(crate) fn start(&mut self, consumer: &Consumer) -> anyhow::Result<()> {
-        self.children.start(&consumer.name(), crate::SERVICE, consumer.arguments(), &consumer.variables())
+        self.children.start(consumer.name(), crate::SERVICE, consumer.arguments(), &consumer.variables())
     }
 
     /// Starts a consumer for each queue, numbered from `first`, and awaits that all consume.

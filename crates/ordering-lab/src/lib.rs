@@ -2,7 +2,6 @@
 
 mod balances;
 mod chart;
-mod children;
 mod consume;
 mod context;
 mod experiments;

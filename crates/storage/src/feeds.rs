@@ -72,12 +72,20 @@ pub fn page(conn: &mut PgConnection, reader: UserId, before: TweetId, limit: i64
     Ok(shown)
 }
 
-diesel::alias!(pub(crate) const READER: Alias<ReaderRow> = user as reader_row);
+/// The statement of [`page`], with `$1 …` for its parameters in the order reader, before, limit: for whoever compares
+/// with it.
+pub fn page_sql() -> String {
+    let query = page_query(UserId(1), TweetId(2), 3);
+    let text = diesel::debug_query::<diesel::pg::Pg, _>(&query).to_string();
+    text.split(" -- binds").next().unwrap_or_default().to_owned()
+}
+
+diesel::alias!(const READER: Alias<ReaderRow> = user as reader_row);
 
 /// One statement of the query builder, so that it's prepared once on each connection: planning these joins costs more
 /// than running them.
 #[diesel::dsl::auto_type(no_type_alias)]
-pub(crate) fn page_query(reader: UserId, before: TweetId, limit: i64) -> _ {
+fn page_query(reader: UserId, before: TweetId, limit: i64) -> _ {
     let reader: i64 = reader.0;
     let before: i64 = before.0;
     let reads = subscription::author_id.eq(tweet::author_id).and(subscription::follower_id.eq(feed_entry::reader_id));

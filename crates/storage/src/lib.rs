@@ -5,7 +5,6 @@ pub mod admin;
 pub mod attempts;
 pub mod audit;
 pub mod avatars;
-pub mod baseline;
 pub mod consumer_offsets;
 pub mod dead_letters;
 mod error;

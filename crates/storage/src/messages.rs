@@ -50,7 +50,7 @@ pub fn record(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()
 ///
 /// Not by COPY: while the server waits for a copy's data it minds no time limit, so a process that freezes amid one would keep
 /// others from reading on.
-pub(crate) fn insert_into(conn: &mut PgConnection, table: &str, messages: &[NewMessage<'_>]) -> Result<()> {
+pub fn insert_into(conn: &mut PgConnection, table: &str, messages: &[NewMessage<'_>]) -> Result<()> {
     fn column<'a, T>(messages: &[NewMessage<'a>], of: impl Fn(&NewMessage<'a>) -> T) -> Vec<T> {
         messages.iter().map(of).collect()
     }

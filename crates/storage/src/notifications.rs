@@ -7,7 +7,8 @@ use diesel::{
 };
 use domain::{UserId, message::SendNotificationChunk, values::Channel};
 
-pub(crate) fn table(channel: Channel) -> &'static str {
+/// The table of this channel's notifications.
+pub fn table(channel: Channel) -> &'static str {
     match channel {
         Channel::Email => "email_notification",
         Channel::Phone => "sms_notification",

@@ -1,6 +1,6 @@
 use broker::{Consumer, Delivery, Publisher, Settings, Ticket};
 use domain::Envelope;
-use private_servers::eventually;
+use harness::eventually;
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},

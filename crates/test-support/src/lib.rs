@@ -5,15 +5,14 @@ mod database;
 mod drain;
 mod events;
 mod microblog;
-mod postgres;
 mod servers;
 mod vhost;
 
 pub use broker::{broker_settings, log_retention};
 pub use database::TestDatabase;
 pub use drain::drain;
-pub use postgres::PrivatePostgres;
-pub use private_servers::{
-    Action, Direction, Frozen, Held, PrivateRabbitmq, Proxy, Trap, after, eventually, eventually_within, free_ports,
+pub use harness::{
+    Action, Direction, Frozen, Held, PrivatePostgres, PrivateRabbitmq, Proxy, Trap, after, eventually,
+    eventually_within, free_ports,
 };
 pub use vhost::TestVhost;

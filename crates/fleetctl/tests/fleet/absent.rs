@@ -1,7 +1,7 @@
 //! A fleet that starts before its servers do.
 
 use crate::stage::{PATIENCE, PRIVATE, Stage};
-use fleetctl::fleet::Name;
+use harness::Name;
 use test_support::{PrivatePostgres, PrivateRabbitmq, TestDatabase, eventually_within};
 
 const NO_BROKER: &str = "no connection to the broker";

@@ -2,7 +2,7 @@
 
 use crate::stage::{PATIENCE, PRIVATE, Stage};
 use domain::values::{EMAIL_TEXT_MAX, SMS_TEXT_MAX, TWEET_MAX};
-use fleetctl::fleet::Name;
+use harness::Name;
 use serde_json::{Value, json};
 use storage::admin;
 use test_support::{TestVhost, eventually_within};

@@ -1,7 +1,7 @@
 //! Account events: in order while shards come and go, and when an operator has to help.
 
 use crate::stage::{PATIENCE, Stage};
-use fleetctl::fleet::Name;
+use harness::Name;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::Stdio;

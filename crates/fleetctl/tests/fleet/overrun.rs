@@ -1,7 +1,7 @@
 //! A message that kills whoever handles it.
 
 use crate::stage::{PATIENCE, PRIVATE, Stage};
-use fleetctl::fleet::Name;
+use harness::Name;
 use serde_json::json;
 use storage::admin;
 use test_support::eventually_within;

@@ -4,7 +4,7 @@ use crate::{
     load::Load,
     stage::{PATIENCE, PRIVATE, Stage},
 };
-use fleetctl::fleet::Name;
+use harness::Name;
 use rustix::process::Signal;
 use storage::admin;
 use test_support::{eventually, eventually_within};

@@ -1,6 +1,6 @@
 //! A service that can't begin says which setting is to blame.
 
-use fleetctl::fleet::{SERVICES, binaries};
+use harness::{binaries, services};
 use std::process::{Command, Output};
 
 fn run(service: &str, (variable, value): (&str, &str)) -> Output {
@@ -18,7 +18,7 @@ fn run(service: &str, (variable, value): (&str, &str)) -> Output {
 
 #[test]
 fn every_service_names_the_setting_that_it_can_not_use() {
-    for service in SERVICES {
+    for service in services() {
         for (variable, value, why) in [
             ("MURMURATION__DATABASE__URL", "", "`database.url` in the environment variable MURMURATION__DATABASE__URL"),
             ("MURMURATION__DATABASE__POOL_SIZE", "-1", "MURMURATION__DATABASE__POOL_SIZE"),

@@ -3,7 +3,7 @@
 use crate::api::Api;
 use broker::Session;
 use domain::topology::Topology;
-use fleetctl::fleet::{Fleet, SERVICES};
+use harness::{Fleet, services};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -169,7 +169,7 @@ impl Stage {
         assert!(ended.is_empty(), "these had ended: {ended:?}; logs in {}", self.logs.display());
         // In the order of the messages' way, so that each can still hand on what it has.
         let names = self.fleet.names();
-        for service in SERVICES {
+        for service in services() {
             for name in names.iter().filter(|name| name.0 == service) {
                 let status = self.fleet.stop(name, GRACE).expect("it stops");
                 assert!(status.success(), "{name:?}: {status}; logs in {}", self.logs.display());

@@ -3,7 +3,7 @@
 
 use crate::{
     consume::{EX_TEMPFAIL, Strategy},
-    lab::Lab,
+    lab::{GRACE, Lab},
     load::{self, Fault},
     report::Report,
 };
@@ -39,26 +39,27 @@ pub(super) fn run(lab: &mut Lab) -> anyhow::Result<Report> {
     lab.start(&lab.consumer(Strategy::Competing, 2, &queue[0]))?;
     lab.await_effects("going round the message", others)?;
     report.saw(format!("two consumers: the other one handled the {others} messages behind it"));
-    lab.children.stop();
+    lab.children.stop_all(GRACE);
 
     // With the fleet's loop: a limit of time, attempts on record, a dead letter.
     lab.children.start("dead-letter-recorder", "dead-letter-recorder", Vec::new(), &[])?;
     // Long enough for the others' commits on a busy machine.
     let limit = Duration::from_secs(1) + 2 * lab.options.work.longest();
     let consumer = lab.consumer(Strategy::Worker, 3, &queue[0]);
-    let variables = [("MURMURATION__WORKER__TIME_LIMIT_MS", limit.as_millis().to_string())];
-    lab.children.start(&consumer.name(), crate::SERVICE, consumer.arguments(), &variables)?;
+    let limit_ms = limit.as_millis().to_string();
+    let variables = [("MURMURATION__WORKER__TIME_LIMIT_MS", &*limit_ms)];
+    lab.children.start(consumer.name(), crate::SERVICE, consumer.arguments(), &variables)?;
     lab.publish(&second, |_| None)?;
     let all = others + second.len() as u64;
     let mut deaths = 0;
     let patience = Duration::from_secs(60) + 10 * limit;
     let reached = lab.watch("waiting for the time limit and the dead letter", all, patience, |children| {
-        deaths += children.restart_ended(&[EX_TEMPFAIL])?;
+        deaths += children.restart_ended_with(&[EX_TEMPFAIL])?;
         Ok(())
     })?;
     ensure!(reached, "the messages behind the one that never ends took no effect within {patience:?}");
     let letter = loop {
-        deaths += lab.children.restart_ended(&[EX_TEMPFAIL])?;
+        deaths += lab.children.restart_ended_with(&[EX_TEMPFAIL])?;
         if let Some(letter) = dead_letter(lab, &queue[0])? {
             break letter;
         }

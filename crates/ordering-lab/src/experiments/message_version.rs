@@ -3,9 +3,8 @@
 
 use crate::balances::{self, Counted};
 use crate::{
-    children::Children,
     consume::Strategy,
-    lab::Lab,
+    lab::{Children, GRACE, Lab},
     load,
     report::{Errors, Report},
 };
@@ -125,7 +124,7 @@ fn part(lab: &mut Lab, limit: Option<i32>, starve: bool) -> anyhow::Result<Part>
     let through = lab.watch(doing, published, patience, Children::all_run)?;
     let effects = lab.effects()?;
     let counts = lab.counts()?;
-    lab.children.stop();
+    lab.children.stop_all(GRACE);
     // Whoever had a message in hand has given it back by now, or it's gone.
     let left = settled(lab, &all)?;
     Ok(Part {

@@ -95,11 +95,12 @@ fn await_failures(lab: &mut Lab) -> anyhow::Result<Vec<String>> {
     let end = Instant::now() + limit;
     let mut failed = Vec::new();
     while failed.len() < 2 && Instant::now() < end {
+        failed.clear();
         for (name, status) in lab.children.ended()? {
             ensure!(status.code() == Some(FAILED), "{name} has ended: {status}");
             failed.push(name);
-            lab.progress.reached(failed.len() as u64);
         }
+        lab.progress.reached(failed.len() as u64);
         lab.interrupt.sleep(Duration::from_millis(10))?;
     }
     Ok(failed)

@@ -3,7 +3,7 @@
 
 use crate::{
     consume::{Consumer, FAILED, Strategy},
-    lab::Lab,
+    lab::{GRACE, Lab},
     load::Fault,
     report::{Errors, Report},
 };
@@ -76,11 +76,11 @@ fn part(lab: &mut Lab, idempotent: bool) -> anyhow::Result<Part> {
     // The last message's effect may be one that comes again, so the queue has to be empty as well.
     loop {
         let reached = lab.watch(doing, messages.len() as u64, patience, |children| {
-            restarts += children.restart_ended(&[FAILED])?;
+            restarts += children.restart_ended_with(&[FAILED])?;
             Ok(())
         })?;
         ensure!(reached, "no message has taken effect for {patience:?}");
-        restarts += lab.children.restart_ended(&[FAILED])?;
+        restarts += lab.children.restart_ended_with(&[FAILED])?;
         let counts = lab.counts()?;
         let handled: i64 = counts.iter().map(|counted| counted.applied + counted.repeated).sum();
         if handled as u64 >= (messages.len() + crashes.len()) as u64 {
@@ -95,6 +95,6 @@ fn part(lab: &mut Lab, idempotent: bool) -> anyhow::Result<Part> {
         restarts,
         errors: Errors::of(&counts),
     };
-    lab.children.stop();
+    lab.children.stop_all(GRACE);
     Ok(part)
 }

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{anyhow, ensure};
 use broker::{Consumer, Publisher, Session};
 use domain::topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology};
-use private_servers::PrivateRabbitmq;
+use harness::PrivateRabbitmq;
 use rand::{SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 use std::{
     collections::BTreeMap,

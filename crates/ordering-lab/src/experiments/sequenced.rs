@@ -3,7 +3,7 @@
 use crate::{
     balances,
     consume::{Consumer, Strategy},
-    lab::Lab,
+    lab::{GRACE, Lab},
     load::Message,
     names,
     report::{Errors, Report},
@@ -177,7 +177,10 @@ fn make(lab: &mut Lab, trouble: Trouble, published: u64) -> anyhow::Result<Strin
             let end = Instant::now() + LIMIT;
             loop {
                 match lab.children.ended()?.first() {
-                    Some((name, status)) if name == "fleetctl" && status.success() => break,
+                    Some((name, status)) if name == "fleetctl" && status.success() => {
+                        lab.children.wait_end("fleetctl", GRACE)?;
+                        break;
+                    }
                     Some((name, status)) => bail!("{name} has ended: {status}"),
                     None => {}
                 }

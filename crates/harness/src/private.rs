@@ -14,24 +14,30 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Ports that nobody has at this moment, below those that the kernel takes for outgoing connections: so they'll still be
-/// free when a killed server starts again. Nor does another call answer them, until this program ends.
+/// A port that nobody has at this moment, below those that the kernel takes for outgoing connections: so it will still be
+/// free when a killed server starts again. As long as the socket holds it for UDP, no other caller gets it, in whichever
+/// process, and a server may have it for TCP.
+pub(crate) fn reserve_port() -> (u16, UdpSocket) {
+    let random = || u16::try_from(20_000 + Uuid::new_v4().as_u128() % 10_000).expect("it's below 30,000");
+    let free = |_| {
+        let port = random();
+        let reserved = UdpSocket::bind(("127.0.0.1", port)).ok()?;
+        TcpListener::bind(("127.0.0.1", port)).ok()?;
+        Some((port, reserved))
+    };
+    (0..1000).find_map(free).expect("some port is free")
+}
+
+/// Such ports, until this program ends.
 ///
 /// # Panics
 /// When none is free.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    /// Holding a port for UDP keeps the other callers away, in whichever process, and leaves it to a server for TCP.
     static RESERVED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     [(); N].map(|()| {
-        let random = || u16::try_from(20_000 + Uuid::new_v4().as_u128() % 10_000).expect("it's below 30,000");
-        let free = |_| {
-            let port = random();
-            let reserved = UdpSocket::bind(("127.0.0.1", port)).ok()?;
-            TcpListener::bind(("127.0.0.1", port)).ok()?;
-            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
-            Some(port)
-        };
-        (0..100).find_map(free).expect("some port is free")
+        let (port, reserved) = reserve_port();
+        RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
+        port
     })
 }
 

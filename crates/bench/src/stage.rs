@@ -1,15 +1,11 @@
 //! A database, a vhost and a fleet of processes for one benchmark.
 
-use super::Place;
-use crate::{
-    context::Context,
-    fleet::{Fleet, SERVICES},
-};
+use crate::{PROGRAM, Place, context::Context};
 use anyhow::{Context as _, ensure};
+use harness::{Fleet, binaries, services};
 use management::Management;
 use settings::Secret;
 use std::{
-    env,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -36,8 +32,8 @@ pub(super) struct Stage {
 impl Stage {
     /// An empty, migrated database and an empty vhost; no process yet. What an interrupted run has left is removed.
     pub(super) fn new(place: &Place, context: &Context) -> anyhow::Result<Self> {
-        let broker = context.broker()?;
-        let mut admin = context.database_settings()?;
+        let broker = context.settings.broker.clone();
+        let mut admin = context.settings.database.clone();
         // Filling takes minutes, and a benchmark is no place for a retry.
         admin.statement_timeout_ms = 0;
         admin.call_timeout_ms = 3_600_000;
@@ -55,10 +51,10 @@ impl Stage {
         // Fails where there was none.
         let _ = management.delete_vhost(NAME);
         management.create_vhost(NAME)?;
-        let mut conn = Database::open(&admin, "fleetctl")?.connection()?;
+        let mut conn = Database::open(&admin, PROGRAM)?.connection()?;
         admin::drop_database(&mut conn, NAME)?;
         admin::create_database(&mut conn, NAME, None)?;
-        let database = Database::open(&own, "fleetctl")?;
+        let database = Database::open(&own, PROGRAM)?;
         migrations::run(&mut *database.connection()?)?;
         let mut fleet = Fleet::new(own.url.expose(), broker.url.expose(), &place.out.join("logs"))?;
         fleet.set("MURMURATION__TELEMETRY__LOG", "warn");
@@ -77,15 +73,15 @@ impl Stage {
         }
         // These have nothing to do with tweets.
         let others = ["api-gateway", "outbox-relay", "event-processor", "message-recorder"];
-        for service in SERVICES.into_iter().filter(|service| !others.contains(service)) {
+        for service in services().filter(|service| !others.contains(service)) {
             self.fleet.start(service, workers)?;
         }
         self.fleet.wait_ready(Duration::from_secs(60))
     }
 
-    /// Starts this program, on the benchmark's servers.
+    /// Starts the operator's tool, on the benchmark's servers.
     pub(super) fn fleetctl<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Child> {
-        Command::new(env::current_exe().context("can't tell where this program is")?)
+        Command::new(binaries()?.join("fleetctl"))
             .args(args)
             .env("DATABASE_URL", self.url.expose())
             .env("AMQP_URL", self.broker.url.expose())
@@ -117,7 +113,7 @@ impl Drop for Stage {
         if let Err(error) = self.management.delete_vhost(NAME) {
             log::warn!("the vhost {NAME} stays behind: {error}");
         }
-        let dropped = Database::open(&self.admin, "fleetctl")
+        let dropped = Database::open(&self.admin, PROGRAM)
             .map_err(anyhow::Error::from)
             .and_then(|admin| Ok(admin::drop_database(&mut *admin.connection()?, NAME)?));
         if let Err(error) = dropped {

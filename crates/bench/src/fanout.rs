@@ -1,12 +1,13 @@
 //! How fast a tweet reaches its author's followers.
 
-use super::{
-    Fanout,
+use crate::{
+    Fanout, PROGRAM, baseline,
+    context::Context,
     report::{Figure, Machine, Report, median, spread},
     stage::Stage,
 };
-use crate::{Outcome, context::Context, progress::Progress};
 use anyhow::{Context as _, bail, ensure};
+use command_line::progress::Progress;
 use domain::{
     TweetId, UserId,
     message::{Message as _, Tweet, UpdateFeed},
@@ -17,14 +18,13 @@ use percent_encoding::percent_decode_str;
 use serde_json::json;
 use std::{
     fs,
-    io::Write,
     path::PathBuf,
     process::Command,
     sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
-use storage::{baseline, tweets};
+use storage::tweets;
 use url::Url;
 
 /// Readers have ids from here on: first the followers of the timed author, then those of the authors of all sizes.
@@ -45,9 +45,7 @@ const CROWD: std::ops::Range<i64> = 100..300;
 const CROWD_FOLLOWERS: i64 = 100;
 const SINGLE_FOLLOWERS: i64 = 3000;
 
-/// Measures, prints the table, and writes it with the JSON.
-pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    ensure!(!cfg!(debug_assertions), "this is a debug build, whose figures mean nothing: use `make bench`");
+pub(crate) fn measure(args: &Fanout, context: &Context) -> anyhow::Result<Report> {
     let progress = Progress::waiting("bench fanout");
     let begin = |what: &str| {
         progress.say(what);
@@ -86,10 +84,7 @@ pub(super) fn run(args: &Fanout, context: &Context, out: &mut dyn Write) -> anyh
 
     let postgres = baseline::server_version(&mut *stage.connection()?)?;
     let at = chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
-    let report = Report { benchmark: "fanout", at, machine: Machine::this(postgres), figures };
-    report.write(&args.place.out)?;
-    writeln!(out, "{}", report.to_markdown())?;
-    Ok(Outcome::Done)
+    Ok(Report { benchmark: "fanout", at, machine: Machine::this(postgres), figures })
 }
 
 /// The authors whose cost is compared, with their numbers of followers.
@@ -464,7 +459,7 @@ fn singles(stage: &mut Stage) -> anyhow::Result<f64> {
     let envelopes: Vec<_> = (FIRST_READER..FIRST_READER + SINGLE_FOLLOWERS)
         .map(|reader| UpdateFeed { tweet: tweet.clone(), follower_id: UserId(reader) }.envelope())
         .collect();
-    let mut publisher = broker::Publisher::new(&stage.broker, "fleetctl");
+    let mut publisher = broker::Publisher::new(&stage.broker, PROGRAM);
     let start = Instant::now();
     let limit = start + Duration::from_secs(300);
     publisher.publish_all(&envelopes, limit).context("the broker didn't take the messages")?;

@@ -1,25 +1,25 @@
 //! How fast the message log is recorded, and how soon.
 
-use super::{
+use crate::{
     Messages,
+    baseline::{self, Plain},
+    context::Context,
     report::{Figure, Machine, Report, median, spread},
     stage::{Stage, finish, until},
 };
-use crate::{Outcome, context::Context, fleet::Name, interrupt::Interrupt, progress::Progress};
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Utc};
+use command_line::{interrupt::Interrupt, progress::Progress};
 use domain::log::{Group, MessageId};
+use harness::Name;
 use rustix::process::Signal;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write,
     process::Child,
     time::{Duration, Instant},
 };
 use storage::{
-    PgConnection,
-    baseline::{self, Plain},
-    leases, log_audit, message_audit,
+    PgConnection, leases, log_audit, message_audit,
     message_outbox::{self, New},
     messages::{self, Message, NewMessage},
     partitions,
@@ -40,27 +40,14 @@ const TAKEOVER_MESSAGES: u32 = 2000;
 /// How many of them are recorded before.
 const STEADY: i64 = 400;
 
-/// Measures, prints the table, and writes it with the JSON.
-pub(super) fn run(args: &Messages, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    ensure!(!cfg!(debug_assertions), "this is a debug build, whose figures mean nothing: use `make bench`");
-    let interrupt = Interrupt::catch()?;
-    let report = match measure(args, context, &interrupt) {
-        Err(_) if interrupt.is_set() => return Ok(Outcome::Interrupted),
-        report => report?,
-    };
-    report.write(&args.place.out)?;
-    writeln!(out, "{}", report.to_markdown())?;
-    Ok(Outcome::Done)
-}
-
-fn measure(args: &Messages, context: &Context, interrupt: &Interrupt) -> anyhow::Result<Report> {
+pub(crate) fn measure(args: &Messages, context: &Context, interrupt: &Interrupt) -> anyhow::Result<Report> {
     let progress = Progress::waiting("bench messages");
     let begin = |what: &str| {
         progress.say(what);
         log::info!("{what}");
     };
     begin("setting up");
-    let batch = context.recorder_batch()?;
+    let batch = context.settings.message_recorder.batch;
     let stage = Stage::new(&args.place, context)?;
     let mut bench = Bench { args, batch, stage, interrupt, figures: Vec::new() };
     begin("bringing the messages into their streams");

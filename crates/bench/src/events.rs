@@ -1,22 +1,23 @@
 //! How fast account events take effect, in order, whatever happens.
 
-use super::{
-    Events,
+use crate::{
+    Events, baseline,
+    context::Context,
     report::{Figure, Machine, Report, median, spread},
     stage::{Stage, finish, until},
 };
-use crate::{Outcome, context::Context, fleet::Name, progress::Progress};
 use anyhow::{Context as _, ensure};
+use command_line::progress::Progress;
 use domain::stream::{ACCOUNT_EVENT, shard_resource};
+use harness::Name;
 use rustix::process::Signal;
 use std::{
     collections::BTreeSet,
-    io::Write,
     process::Child,
     time::{Duration, Instant},
 };
 use storage::{
-    PgConnection, admin, baseline, leases,
+    PgConnection, admin, leases,
     results::{self, Totals},
     stream_audit, streams,
 };
@@ -25,9 +26,7 @@ const PROCESSOR: &str = "event-processor";
 const WORK_MS: &str = "MURMURATION__EVENT_PROCESSOR__WORK_MS";
 const PREFETCH: &str = "MURMURATION__EVENT_PROCESSOR__PREFETCH";
 
-/// Measures, prints the table, and writes it with the JSON.
-pub(super) fn run(args: &Events, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    ensure!(!cfg!(debug_assertions), "this is a debug build, whose figures mean nothing: use `make bench`");
+pub(crate) fn measure(args: &Events, context: &Context) -> anyhow::Result<Report> {
     let progress = Progress::waiting("bench events");
     let begin = |what: &str| {
         progress.say(what);
@@ -56,10 +55,7 @@ pub(super) fn run(args: &Events, context: &Context, out: &mut dyn Write) -> anyh
 
     let postgres = baseline::server_version(&mut *stage.connection()?)?;
     let at = chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
-    let report = Report { benchmark: "events", at, machine: Machine::this(postgres), figures };
-    report.write(&args.place.out)?;
-    writeln!(out, "{}", report.to_markdown())?;
-    Ok(Outcome::Done)
+    Ok(Report { benchmark: "events", at, machine: Machine::this(postgres), figures })
 }
 
 /// `fleetctl load events`.

@@ -1,6 +1,6 @@
 //! The proxy passes bytes on, and misbehaves as it's told to.
 
-use private_servers::{Action, Direction, Proxy, after, eventually};
+use harness::{Action, Direction, Proxy, after, eventually};
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},

@@ -75,7 +75,7 @@ impl Report {
     pub(super) fn to_markdown(&self) -> String {
         let Machine { cpu, cores, memory_gib, kernel, postgres, build } = &self.machine;
         let mut text = format!(
-            "`fleetctl bench {}`, {}: {cpu}, {cores} cores, {memory_gib} GiB, Linux {kernel}, PostgreSQL {postgres}, \
+            "`make bench BENCH={}`, {}: {cpu}, {cores} cores, {memory_gib} GiB, Linux {kernel}, PostgreSQL {postgres}, \
              {build} build\n\n| what | figure | asked | | from |\n|---|---|---|---|---|\n",
             self.benchmark, self.at
         );

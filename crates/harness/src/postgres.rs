@@ -1,4 +1,7 @@
-use private_servers::{Folder, Frozen, Server, as_user, eventually_within, free_ports, signal};
+use crate::{
+    eventually_within,
+    private::{Folder, Frozen, Server, as_user, free_ports, signal},
+};
 use rustix::process::{Signal, geteuid};
 use settings::Secret;
 use std::{
@@ -90,7 +93,7 @@ impl PrivatePostgres {
             statement_timeout_ms: 10_000,
             call_timeout_ms: 10_000,
         };
-        let database = Database::open(&settings, "test-support").expect("a usable URL");
+        let database = Database::open(&settings, "harness").expect("a usable URL");
         eventually_within(Duration::from_secs(60), "the private Postgres answers", || {
             let runs = self.server.as_ref().is_some_and(Server::runs);
             assert!(runs, "the private Postgres has ended:\n{}", self.folder.output());

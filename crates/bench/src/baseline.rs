@@ -1,10 +1,5 @@
 //! For benchmarks: plenty of rows quickly, the same rows written by plain statements, and when rows have arrived.
 
-use crate::{
-    Count, Result,
-    messages::{self, NewMessage},
-    schema::feed_entry,
-};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -13,12 +8,20 @@ use diesel::{
     sql_types::{Array, BigInt, Double, Integer, Nullable, Text, Timestamptz},
 };
 use domain::{TweetId, UserId, log::Group, values::Channel};
+use storage::{
+    Result, feeds,
+    messages::{self, NewMessage},
+    notifications,
+};
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    n: i64,
+}
 
 /// Makes `count` users with ids `first …`, every other one with a phone, in a database where those ids are free.
-///
-/// # Errors
-/// The database's.
-pub fn seed_users(conn: &mut PgConnection, prefix: &str, first: i64, count: i64) -> Result<()> {
+pub(crate) fn seed_users(conn: &mut PgConnection, prefix: &str, first: i64, count: i64) -> Result<()> {
     sql_query(
         r#"INSERT INTO "user" (id, login, channel, email, phone) OVERRIDING SYSTEM VALUE
            SELECT i, login, CASE i % 2 WHEN 0 THEN 'email' ELSE 'phone' END,
@@ -36,10 +39,7 @@ pub fn seed_users(conn: &mut PgConnection, prefix: &str, first: i64, count: i64)
 }
 
 /// Lets the users with ids `first …` follow an author who has no tweets yet.
-///
-/// # Errors
-/// The database's.
-pub fn seed_followers(conn: &mut PgConnection, author: UserId, first: i64, count: i64) -> Result<()> {
+pub(crate) fn seed_followers(conn: &mut PgConnection, author: UserId, first: i64, count: i64) -> Result<()> {
     sql_query(
         "INSERT INTO subscription (author_id, follower_id, since_tweet_id)
          SELECT $1, i, 0 FROM generate_series($2, $2 + $3 - 1) i",
@@ -53,10 +53,7 @@ pub fn seed_followers(conn: &mut PgConnection, author: UserId, first: i64, count
 
 /// Gives an author `count` tweets, and puts them into the feeds of the users with ids `first … first + readers - 1`,
 /// who all follow the author.
-///
-/// # Errors
-/// The database's.
-pub fn seed_feeds(conn: &mut PgConnection, author: UserId, count: i64, first: i64, readers: i64) -> Result<()> {
+pub(crate) fn seed_feeds(conn: &mut PgConnection, author: UserId, count: i64, first: i64, readers: i64) -> Result<()> {
     sql_query(
         "INSERT INTO tweet (author_id, text)
          SELECT $1, 'A tweet of times past, number ' || i FROM generate_series(1, $2) i",
@@ -77,28 +74,19 @@ pub fn seed_feeds(conn: &mut PgConnection, author: UserId, count: i64, first: i6
 }
 
 /// Brings the tables to the state that a database in use has: planned with statistics, visible to index-only scans.
-///
-/// # Errors
-/// The database's.
-pub fn settle(conn: &mut PgConnection) -> Result<()> {
+pub(crate) fn settle(conn: &mut PgConnection) -> Result<()> {
     sql_query("VACUUM ANALYZE").execute(conn)?;
     checkpoint(conn)
 }
 
 /// Begins a measurement with no dirty pages left over by what came before.
-///
-/// # Errors
-/// The database's.
-pub fn checkpoint(conn: &mut PgConnection) -> Result<()> {
+pub(crate) fn checkpoint(conn: &mut PgConnection) -> Result<()> {
     sql_query("CHECKPOINT").execute(conn)?;
     Ok(())
 }
 
 /// Puts a tweet into every follower's feed, by one plain statement.
-///
-/// # Errors
-/// The database's.
-pub fn plain_feed_rows(conn: &mut PgConnection, author: UserId, tweet: TweetId) -> Result<usize> {
+pub(crate) fn plain_feed_rows(conn: &mut PgConnection, author: UserId, tweet: TweetId) -> Result<usize> {
     Ok(sql_query(
         "INSERT INTO feed_entry (reader_id, tweet_id)
          SELECT follower_id, $2 FROM subscription WHERE author_id = $1 ORDER BY follower_id",
@@ -109,10 +97,7 @@ pub fn plain_feed_rows(conn: &mut PgConnection, author: UserId, tweet: TweetId) 
 }
 
 /// Notifies every follower of the channel of a tweet, by one plain statement.
-///
-/// # Errors
-/// The database's.
-pub fn plain_notifications(
+pub(crate) fn plain_notifications(
     conn: &mut PgConnection,
     channel: Channel,
     author: UserId,
@@ -125,7 +110,7 @@ pub fn plain_notifications(
            SELECT u.id, 'tweet', $2::text, u.{address}, $3
            FROM subscription s JOIN "user" u ON u.id = s.follower_id AND u.channel = '{address}'
            WHERE s.author_id = $1 ORDER BY u.id"#,
-        crate::notifications::table(channel)
+        notifications::table(channel)
     ))
     .bind::<BigInt, _>(author.0)
     .bind::<BigInt, _>(tweet.0)
@@ -134,67 +119,57 @@ pub fn plain_notifications(
 }
 
 /// Which of these readers don't have the tweet in their feeds yet.
-///
-/// # Errors
-/// The database's.
-pub fn readers_without(conn: &mut PgConnection, tweet: TweetId, readers: &[i64]) -> Result<Vec<i64>> {
-    let there: Vec<i64> = feed_entry::table
-        .filter(feed_entry::reader_id.eq_any(readers).and(feed_entry::tweet_id.eq(tweet.0)))
-        .select(feed_entry::reader_id)
-        .load(conn)?;
-    Ok(readers.iter().copied().filter(|reader| !there.contains(reader)).collect())
-}
-
-#[derive(QueryableByName)]
-struct Id {
-    #[diesel(sql_type = BigInt)]
-    id: i64,
+pub(crate) fn readers_without(conn: &mut PgConnection, tweet: TweetId, readers: &[i64]) -> Result<Vec<i64>> {
+    let missing: Vec<Count> = sql_query(
+        "SELECT wanted.id AS n FROM unnest($1) wanted (id)
+         WHERE NOT EXISTS (SELECT FROM feed_entry f WHERE f.reader_id = wanted.id AND f.tweet_id = $2)",
+    )
+    .bind::<Array<BigInt>, _>(readers)
+    .bind::<BigInt, _>(tweet.0)
+    .load(conn)?;
+    Ok(missing.into_iter().map(|row| row.n).collect())
 }
 
 /// Which of these users, who all have the channel, haven't been notified of the tweet yet.
-///
-/// # Errors
-/// The database's.
-pub fn users_without(conn: &mut PgConnection, channel: Channel, tweet: TweetId, users: &[i64]) -> Result<Vec<i64>> {
-    let missing: Vec<Id> = sql_query(format!(
-        "SELECT wanted.id FROM unnest($1) wanted (id)
+pub(crate) fn users_without(
+    conn: &mut PgConnection,
+    channel: Channel,
+    tweet: TweetId,
+    users: &[i64],
+) -> Result<Vec<i64>> {
+    let missing: Vec<Count> = sql_query(format!(
+        "SELECT wanted.id AS n FROM unnest($1) wanted (id)
          WHERE NOT EXISTS (SELECT FROM {} n
                            WHERE n.user_id = wanted.id AND n.source = 'tweet' AND n.source_id = $2)",
-        crate::notifications::table(channel)
+        notifications::table(channel)
     ))
     .bind::<Array<BigInt>, _>(users)
     .bind::<Text, _>(tweet.to_string())
     .load(conn)?;
-    Ok(missing.into_iter().map(|row| row.id).collect())
+    Ok(missing.into_iter().map(|row| row.n).collect())
 }
 
 /// How many feed rows and notifications of the tweet there are.
-///
-/// # Errors
-/// The database's.
-pub fn rows_of(conn: &mut PgConnection, tweet: TweetId) -> Result<(i64, i64)> {
-    let feeds: i64 = feed_entry::table.filter(feed_entry::tweet_id.eq(tweet.0)).count().get_result(conn)?;
+pub(crate) fn rows_of(conn: &mut PgConnection, tweet: TweetId) -> Result<(i64, i64)> {
+    let feeds = sql_query("SELECT count(*) AS n FROM feed_entry WHERE tweet_id = $1")
+        .bind::<BigInt, _>(tweet.0)
+        .get_result::<Count>(conn)?;
     let notifications = sql_query(
         "SELECT (SELECT count(*) FROM email_notification WHERE source = 'tweet' AND source_id = $1)
               + (SELECT count(*) FROM sms_notification WHERE source = 'tweet' AND source_id = $1) AS n",
     )
     .bind::<Text, _>(tweet.to_string())
     .get_result::<Count>(conn)?;
-    Ok((feeds, notifications.n))
+    Ok((feeds.n, notifications.n))
 }
 
 /// The statement by which a page of a feed is read, with `$1 …` for its parameters in the order reader, before, limit.
-pub fn feed_page_sql() -> String {
-    let query = crate::feeds::page_query(UserId(1), TweetId(2), 3);
-    let text = diesel::debug_query::<diesel::pg::Pg, _>(&query).to_string();
-    text.split(" -- binds").next().unwrap_or_default().to_owned()
+pub(crate) fn feed_page_sql() -> String {
+    feeds::page_sql()
 }
 
 /// The server's version.
-///
-/// # Errors
-/// The database's.
-pub fn server_version(conn: &mut PgConnection) -> Result<String> {
+pub(crate) fn server_version(conn: &mut PgConnection) -> Result<String> {
     #[derive(QueryableByName)]
     struct Version {
         #[diesel(sql_type = Text)]
@@ -206,10 +181,7 @@ pub fn server_version(conn: &mut PgConnection) -> Result<String> {
 }
 
 /// What time it is for the database.
-///
-/// # Errors
-/// The database's.
-pub fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>> {
+pub(crate) fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>> {
     #[derive(QueryableByName)]
     struct Now {
         #[diesel(sql_type = Timestamptz)]
@@ -220,10 +192,7 @@ pub fn now(conn: &mut PgConnection) -> Result<DateTime<Utc>> {
 
 /// What account events leave behind, written by plain statements: `count` rows of `stream_event` that say they're applied,
 /// and their effects, for accounts `<prefix>0 …` in turn.
-///
-/// # Errors
-/// The database's.
-pub fn plain_events(conn: &mut PgConnection, prefix: &str, accounts: i64, first: i64, count: i64) -> Result<()> {
+pub(crate) fn plain_events(conn: &mut PgConnection, prefix: &str, accounts: i64, first: i64, count: i64) -> Result<()> {
     sql_query(
         r#"INSERT INTO stream_event (stream, key, seq, key_hash, payload, processed_at, worker, outcome)
            SELECT 'account_event', $1 || i % $2, i / $2 + 1, i % 1000000007, '{"n":1}', clock_timestamp(), 'plain', 'applied'
@@ -255,10 +224,7 @@ struct Millis {
 
 /// The time in milliseconds from an event's acceptance to its effect that this share of the events doesn't exceed, of the
 /// accounts whose id starts with `prefix`, save for one of them.
-///
-/// # Errors
-/// The database's.
-pub fn event_latency_ms(conn: &mut PgConnection, prefix: &str, except: &str, share: f64) -> Result<Option<f64>> {
+pub(crate) fn event_latency_ms(conn: &mut PgConnection, prefix: &str, except: &str, share: f64) -> Result<Option<f64>> {
     Ok(sql_query(
         "SELECT percentile_disc($3) WITHIN GROUP (ORDER BY extract(epoch FROM processed_at - generated_at)::float8 * 1000)
                 AS ms
@@ -273,10 +239,7 @@ pub fn event_latency_ms(conn: &mut PgConnection, prefix: &str, except: &str, sha
 
 /// The longest time in milliseconds during which none of the events took effect of the accounts whose id starts with
 /// `prefix`, from the first effect to the last acceptance.
-///
-/// # Errors
-/// The database's.
-pub fn longest_pause_ms(conn: &mut PgConnection, prefix: &str) -> Result<Option<f64>> {
+pub(crate) fn longest_pause_ms(conn: &mut PgConnection, prefix: &str) -> Result<Option<f64>> {
     Ok(sql_query(
         "SELECT max(extract(epoch FROM pause)::float8 * 1000) AS ms
          FROM (SELECT applied_at - lag(applied_at) OVER (ORDER BY applied_at) AS pause
@@ -291,10 +254,7 @@ pub fn longest_pause_ms(conn: &mut PgConnection, prefix: &str) -> Result<Option<
 }
 
 /// How many messages of the log are known to be in their streams.
-///
-/// # Errors
-/// The database's.
-pub fn messages_published(conn: &mut PgConnection) -> Result<i64> {
+pub(crate) fn messages_published(conn: &mut PgConnection) -> Result<i64> {
     let published: Count =
         sql_query("SELECT coalesce(sum(seq - cardinality(taken)), 0)::bigint AS n FROM message_partition")
             .get_result(conn)?;
@@ -302,35 +262,26 @@ pub fn messages_published(conn: &mut PgConnection) -> Result<i64> {
 }
 
 /// Removes what the groups have recorded, so that every measurement begins with the same table. How far they are stays.
-///
-/// # Errors
-/// The database's.
-pub fn forget_messages(conn: &mut PgConnection) -> Result<()> {
+pub(crate) fn forget_messages(conn: &mut PgConnection) -> Result<()> {
     sql_query("TRUNCATE message").execute(conn)?;
     Ok(())
 }
 
 /// Makes a table for [`plain_messages`] to write, empty and like `message` in all.
-///
-/// # Errors
-/// The database's.
-pub fn create_plain_message(conn: &mut PgConnection) -> Result<()> {
+pub(crate) fn create_plain_message(conn: &mut PgConnection) -> Result<()> {
     sql_query("CREATE TABLE plain_message (LIKE message INCLUDING ALL)").execute(conn)?;
     Ok(())
 }
 
 /// Removes that table.
-///
-/// # Errors
-/// The database's.
-pub fn drop_plain_message(conn: &mut PgConnection) -> Result<()> {
+pub(crate) fn drop_plain_message(conn: &mut PgConnection) -> Result<()> {
     sql_query("DROP TABLE plain_message").execute(conn)?;
     Ok(())
 }
 
 /// How plain statements bring their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plain {
+pub(crate) enum Plain {
     /// As rows: `INSERT … VALUES (…), (…), …`, a batch insert as diesel makes it.
     Rows,
     /// As one array for each column, by the statement that [`messages::record`] has: the fastest that we know.
@@ -339,10 +290,7 @@ pub enum Plain {
 
 /// Writes what a process has recorded of a partition for a group, by one plain statement; outside of any transaction it's one
 /// of its own.
-///
-/// # Errors
-/// The database's.
-pub fn plain_messages(conn: &mut PgConnection, plain: Plain, messages: &[NewMessage<'_>]) -> Result<()> {
+pub(crate) fn plain_messages(conn: &mut PgConnection, plain: Plain, messages: &[NewMessage<'_>]) -> Result<()> {
     match plain {
         Plain::Arrays => messages::insert_into(conn, "plain_message", messages)?,
         Plain::Rows => {
@@ -387,10 +335,7 @@ use schema::plain_message;
 
 /// The time in milliseconds from a message's acceptance to its record that this share of what the group has recorded doesn't
 /// exceed.
-///
-/// # Errors
-/// The database's.
-pub fn message_latency_ms(conn: &mut PgConnection, group: &Group, share: f64) -> Result<Option<f64>> {
+pub(crate) fn message_latency_ms(conn: &mut PgConnection, group: &Group, share: f64) -> Result<Option<f64>> {
     Ok(sql_query(
         r#"SELECT percentile_disc($2) WITHIN GROUP (ORDER BY extract(epoch FROM recorded_at - accepted_at)::float8 * 1000)
                   AS ms
@@ -404,10 +349,7 @@ pub fn message_latency_ms(conn: &mut PgConnection, group: &Group, share: f64) ->
 
 /// How many milliseconds after `since` the last of these partitions is read again by anybody but `gone`; `None` as long as
 /// one isn't.
-///
-/// # Errors
-/// The database's.
-pub fn read_again_ms(
+pub(crate) fn read_again_ms(
     conn: &mut PgConnection,
     group: &Group,
     partitions: &[i32],

@@ -1,21 +1,43 @@
-//! `fleetctl bench`: the figures that the fleet is judged by, measured in one run beside what they're compared with.
-//!
-//! A benchmark works in a database and a vhost of its own and with processes of its own, all gone afterwards. What it
-//! prints are ratios of figures taken in turn on one machine, because machines differ and their speed drifts.
+#![doc = include_str!("../README.md")]
 
+mod baseline;
+mod context;
 mod events;
 mod fanout;
 mod messages;
 mod report;
 mod stage;
 
-use crate::{Outcome, context::Context};
-use clap::{Args, Subcommand};
-use std::{io::Write, path::PathBuf};
+use crate::context::Context;
+use anyhow::ensure;
+use clap::{Args, Parser, Subcommand};
+use command_line::{
+    Verbosity,
+    interrupt::{Interrupt, Interrupted},
+    servers::Connections,
+};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+/// The program's name, for the servers' lists of connections.
+const PROGRAM: &str = "bench";
 
 /// Measure what the fleet is judged by, beside what it's compared with
+#[derive(Parser)]
+#[command(name = PROGRAM, version)]
+struct Cli {
+    #[command(flatten)]
+    verbosity: Verbosity,
+    #[command(flatten)]
+    connections: Connections,
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+enum Benchmark {
     /// A tweet's way to its author's followers: how fast, beside plain INSERTs of the same rows
     ///
     /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
@@ -31,12 +53,35 @@ pub(crate) enum Command {
     Messages(Messages),
 }
 
-pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    match command {
-        Command::Fanout(args) => fanout::run(args, context, out),
-        Command::Events(args) => events::run(args, context, out),
-        Command::Messages(args) => messages::run(args, context, out),
-    }
+/// The whole of the program: reads the arguments, measures, and exits.
+pub fn main() -> ! {
+    command_line::exit(match run(&Cli::parse()) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{PROGRAM}: {error:#}");
+            if error.is::<Interrupted>() { 130 } else { 2 }
+        }
+    })
+}
+
+/// Measures, prints the table, and writes it with the JSON.
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let _telemetry = cli.verbosity.log(PROGRAM)?;
+    ensure!(!cfg!(debug_assertions), "this is a debug build, whose figures mean nothing: use `make bench`");
+    let context = Context::new(&cli.connections)?;
+    let (report, place) = match &cli.benchmark {
+        Benchmark::Fanout(args) => (fanout::measure(args, &context)?, &args.place),
+        Benchmark::Events(args) => (events::measure(args, &context)?, &args.place),
+        Benchmark::Messages(args) => {
+            let interrupt = Interrupt::catch()?;
+            let report = messages::measure(args, &context, &interrupt);
+            interrupt.check()?;
+            (report?, &args.place)
+        }
+    };
+    report.write(&place.out)?;
+    writeln!(io::stdout(), "{}", report.to_markdown())?;
+    Ok(())
 }
 
 /// How to measure it.

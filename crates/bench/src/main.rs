@@ -1,0 +1,5 @@
+//! The benchmarks' program; see the library.
+
+fn main() {
+    bench::main()
+}
