@@ -23,19 +23,44 @@ pub use crate::settings::{HttpSettings, Settings};
 use crate::gateway::{Gateway, Shared};
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, rt, web};
 use anyhow::Context as _;
-use std::{net::TcpListener, thread, time::Duration};
+use process::Program;
+use serde::Deserialize;
+use std::{
+    net::{SocketAddr, TcpListener},
+    thread,
+    time::Duration,
+};
 use storage::Database;
 
 /// The service's name.
 const SERVICE: &str = "api-gateway";
+
+/// The service as a program.
+pub const PROGRAM: Program = Program {
+    health,
+    ..Program::new(
+        SERVICE,
+        "Answers the fleet's HTTP: users, subscriptions, tweets, feeds, follower imports, account events, the message log.",
+        run,
+    )
+};
+
+/// Where it answers health checks: with everything else.
+fn health(service: &str) -> anyhow::Result<SocketAddr> {
+    #[derive(Deserialize)]
+    struct Sections {
+        api_gateway: HttpSettings,
+    }
+    let Sections { api_gateway } = ::settings::load(service)?;
+    Ok(SocketAddr::new(api_gateway.address, api_gateway.port))
+}
 
 /// Answers HTTP until SIGTERM, then finishes the requests in hand.
 ///
 /// # Errors
 /// When the settings can't be used or the port can't be listened on. A database that is away is no error.
 pub fn run() -> anyhow::Result<()> {
-    let settings: Settings = ::settings::load(SERVICE)?;
-    let _telemetry = telemetry::init(SERVICE, &settings.telemetry)?;
+    let (settings, _telemetry) = process::begin::<Settings>(SERVICE)?;
     let (address, port) = (settings.api_gateway.address, settings.api_gateway.port);
     let listener = TcpListener::bind((address, port)).with_context(|| format!("can't listen on {address}:{port}"))?;
     rt::System::new().block_on(async { serve(listener, settings)?.await.context("can't answer HTTP") })?;

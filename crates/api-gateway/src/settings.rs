@@ -7,8 +7,6 @@ use std::{net::IpAddr, time::Duration};
 pub struct Settings {
     /// Where the rows are. Its `pool_size` doesn't count here: each blocking thread has a connection.
     pub database: storage::Settings,
-    /// Logs and metrics.
-    pub telemetry: telemetry::Settings,
     /// The gateway's own.
     pub api_gateway: HttpSettings,
 }

@@ -5,6 +5,7 @@ use domain::{
     envelope::header,
     topology::{exchange, queue},
 };
+use process::Program;
 use serde::Deserialize;
 use service::Service;
 use storage::{
@@ -16,6 +17,10 @@ use worker::{BatchHandler, Consuming, Death, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "dead-letter-recorder";
+
+/// The service as a program.
+pub const PROGRAM: Program =
+    Program::new(SERVICE, "Records dead letters in the table dead_letter, for an operator to replay or drop.", run);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

@@ -7,6 +7,7 @@ use domain::{
     envelope::header,
     topology::{Topology, exchange, queue},
 };
+use process::{HealthSettings, Stop};
 use serde_json::json;
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -19,7 +20,7 @@ use storage::{
     dead_letters::{self, DeadLetter},
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
-use worker::{Consuming, HealthSettings, Settings, Stop, Worker};
+use worker::{Consuming, Settings, Worker};
 
 const RETRY_MS: u64 = 200;
 

@@ -3,6 +3,7 @@
 mod simulation;
 
 use domain::{Failure, stream::ACCOUNT_EVENT};
+use process::Program;
 use sequenced::{Event, Handler, Processor};
 use serde::Deserialize;
 use service::Service;
@@ -20,6 +21,13 @@ pub use simulation::{Simulation, WorkTime};
 
 /// The service's name.
 pub const SERVICE: &str = "event-processor";
+
+/// The service as a program.
+pub const PROGRAM: Program = Program::new(
+    SERVICE,
+    "Handles account events, in order per account: queues account_event.s000 and following.",
+    run,
+);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

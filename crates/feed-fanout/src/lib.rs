@@ -5,6 +5,7 @@ use domain::{
     message::{FollowerRange, Message as _, PublishTweet, UpdateFeedChunk},
     topology::queue,
 };
+use process::Program;
 use serde::Deserialize;
 use service::Service;
 use storage::{Database, subscriptions, tweets};
@@ -12,6 +13,10 @@ use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "feed-fanout";
+
+/// The service as a program.
+pub const PROGRAM: Program =
+    Program::new(SERVICE, "Cuts an author's followers into chunks for each new tweet: queue publish_tweet.", run);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

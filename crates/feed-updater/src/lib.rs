@@ -7,6 +7,7 @@ use domain::{
     topology::queue,
     values::Channel,
 };
+use process::{Program, Stop};
 use serde::Deserialize;
 use service::Service;
 use std::{
@@ -15,10 +16,17 @@ use std::{
 };
 use storage::{Database, feeds, garbage, users};
 use telemetry::SweepDone;
-use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step, Stop};
+use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "feed-updater";
+
+/// The service as a program.
+pub const PROGRAM: Program = Program::new(
+    SERVICE,
+    "Writes tweets into feeds and asks for notifications: queues update_feed.00 and following.",
+    run,
+);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

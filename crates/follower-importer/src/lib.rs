@@ -7,6 +7,7 @@ use domain::{
     topology::queue,
     values::ImportPlan,
 };
+use process::Program;
 use serde::Deserialize;
 use service::Service;
 use storage::{Database, imports};
@@ -15,6 +16,10 @@ use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
 pub const SERVICE: &str = "follower-importer";
+
+/// The service as a program.
+pub const PROGRAM: Program =
+    Program::new(SERVICE, "Makes users in bulk and lets them follow an author: queue add_followers.", run);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

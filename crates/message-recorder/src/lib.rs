@@ -7,7 +7,9 @@ mod place;
 mod reader;
 
 use anyhow::{Context as _, ensure};
+use clap::Parser as _;
 use domain::{log::Group, topology::Retention};
+use process::Program;
 use serde::Deserialize;
 use service::Service;
 use std::time::Duration;
@@ -18,6 +20,12 @@ pub use members::Recorder;
 
 /// The service's name.
 pub const SERVICE: &str = "message-recorder";
+
+/// The service as a program.
+pub const PROGRAM: Program = Program {
+    reads_arguments: true,
+    ..Program::new(SERVICE, "Records what a consumer group reads of the message log.", || run(&Options::parse()))
+};
 
 /// Records what a consumer group reads of the message log in the table message.
 ///

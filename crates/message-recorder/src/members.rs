@@ -22,7 +22,7 @@ use std::{
 };
 use storage::{Database, partitions};
 use telemetry::{BrokerLost, DatabaseUnavailable, PartitionsChanged, emit};
-use worker::{
+use process::{
     HealthSettings, Pulse, Stop,
     health::{self, Health},
 };

@@ -11,6 +11,7 @@ use domain::{
     log::{Group, partition_stream},
     topology::Retention,
 };
+use process::{Backoff, Stop};
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -21,7 +22,6 @@ use storage::{
     messages::{self, NewMessage, NewSkipped},
 };
 use telemetry::{DatabaseAvailable, DatabaseUnavailable, MessageSkipped, MessagesRecorded, ReadingStopped, emit};
-use worker::{Backoff, Stop};
 
 /// How often a reader looks whether it's to stop, while nothing comes.
 const IDLE: Duration = Duration::from_millis(100);

@@ -11,6 +11,7 @@ use crate::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use domain::{Failure, topology::ExchangeKind};
+use process::Stop;
 use rand::{SeedableRng as _, rngs::SmallRng};
 use sequenced::{Event, Processor};
 use std::{
@@ -22,7 +23,7 @@ use std::{
 };
 use storage::{Database, PgConnection, attempts::Ledger};
 use telemetry::{BalanceChanged, emit};
-use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step, Stop, Worker};
+use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step, Worker};
 
 /// How a consumer ends that failed at a message.
 pub(crate) const FAILED: i32 = 3;

@@ -3,9 +3,9 @@
 use crate::tables;
 use anyhow::ensure;
 use command_line::servers::{AMQP_URL, Connections, DATABASE_URL, Servers};
+use process::HealthSettings;
 use serde::Deserialize;
 use storage::{Database, migrations};
-use worker::HealthSettings;
 
 /// The settings that the lab and its consumers need.
 #[derive(Clone, Deserialize)]

@@ -7,6 +7,7 @@ mod topology;
 
 use anyhow::{Context as _, anyhow, ensure};
 use domain::topology::{Retention, Topology};
+use process::{Program, Pulse, Stop, health};
 use serde::Deserialize;
 use service::Service;
 use std::{
@@ -20,7 +21,6 @@ use std::{
 use storage::Database;
 use telemetry::{BrokerLost, DatabaseAvailable, DatabaseUnavailable, emit};
 use topology::Destinations;
-use worker::{Pulse, Stop, health};
 
 pub use message_log::LogRelay;
 pub use relay::{Relay, Round};
@@ -30,6 +30,10 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The service's name.
 pub const SERVICE: &str = "outbox-relay";
+
+/// The service as a program.
+pub const PROGRAM: Program =
+    Program::new(SERVICE, "Publishes what is committed in the tables outbox and message_outbox.", run);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

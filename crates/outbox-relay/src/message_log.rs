@@ -6,6 +6,7 @@ use domain::{
     log::MessageId,
     topology::{Retention, Topology},
 };
+use process::Backoff;
 use std::{
     collections::HashMap,
     fmt::Display,
@@ -18,7 +19,6 @@ use storage::{
     partitions,
 };
 use telemetry::{BrokerLost, LogRelayed, PartitionAvailable, PartitionUnavailable, emit};
-use worker::Backoff;
 
 /// Bytes of text that are taken at a time, shared out among the partitions. Bounds memory, in which each is up to three times:
 /// as a row, as a message, and on its way to the socket.

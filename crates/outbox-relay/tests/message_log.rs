@@ -9,6 +9,7 @@ use domain::{
     topology::{Expiry, Queue, Topology, exchange, queue},
 };
 use outbox_relay::{LogRelay, Relay, Round};
+use process::Stop;
 use std::{
     collections::BTreeMap,
     process::{Child, Command, Stdio},
@@ -22,7 +23,6 @@ use storage::{
     partitions::{self, Partition},
 };
 use test_support::{PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
-use worker::Stop;
 
 /// Long enough for a broker that comes back on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);

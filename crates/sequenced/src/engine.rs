@@ -11,6 +11,7 @@ use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use crossbeam_channel::Sender;
 use domain::Failure;
+use process::Stop;
 use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
@@ -19,7 +20,6 @@ use storage::{
     Database,
     streams::{self, State},
 };
-use worker::Stop;
 
 /// What they share.
 pub(crate) struct Engine<H: Handler> {
@@ -98,7 +98,7 @@ impl<H: Handler> Engine<H> {
             }
             return;
         }
-        let worked = worker::catch(|| self.handler.work(&task.event))
+        let worked = process::catch(|| self.handler.work(&task.event))
             .unwrap_or_else(|panic| Err(Failure::Transient(anyhow!("its handler {panic}"))));
         self.lanes().worked(&task);
         self.report(match worked {

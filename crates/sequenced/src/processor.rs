@@ -2,13 +2,14 @@
 
 use crate::{Handler, Leases, Settings, engine::Engine, intake::Intake, lanes::Lanes, pool::Pool, sweep::Signal};
 use anyhow::{Context as _, ensure};
+use ::process::{HealthSettings, Stop};
 use std::{
     process,
     sync::{Arc, Mutex, OnceLock},
     thread::{self, Scope, ScopedJoinHandle},
 };
 use storage::{Database, attempts::Ledger};
-use worker::{Consuming, HealthSettings, Queues, Stop, Worker};
+use worker::{Consuming, Queues, Worker};
 
 /// What sysexits.h calls an internal software error.
 const EX_SOFTWARE: i32 = 70;

@@ -9,6 +9,7 @@ use crate::{
 use anyhow::anyhow;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use domain::Failure;
+use process::Stop;
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -17,7 +18,6 @@ use std::{
 };
 use storage::streams::{self, Failed, Position, State};
 use telemetry::{DatabaseAvailable, DatabaseUnavailable, EventFailed, EventsApplied, emit};
-use worker::Stop;
 
 /// The most outcomes recorded in one transaction.
 const BATCH: usize = 1000;
@@ -220,7 +220,7 @@ impl<H: Handler> Engine<H> {
             let won = if done.is_empty() {
                 Vec::new()
             } else {
-                let applied = worker::catch(|| apply(conn, self.stream, &self.holder, &self.handler, &done));
+                let applied = process::catch(|| apply(conn, self.stream, &self.holder, &self.handler, &done));
                 applied.unwrap_or_else(|panicked| {
                     panic = Some(panicked);
                     Err(storage::Error::Conflict("the handler panicked"))

@@ -3,6 +3,7 @@
 use crate::{Handler, engine::Engine, lanes::Place};
 use anyhow::anyhow;
 use domain::Failure;
+use ::process::Stop;
 use std::{
     process,
     time::{Duration, Instant},
@@ -12,7 +13,6 @@ use storage::{
     streams::{self, Failed, Position},
 };
 use telemetry::{EventOverran, emit};
-use worker::Stop;
 
 /// What sysexits.h calls a temporary failure: start me again.
 const EX_TEMPFAIL: i32 = 75;

@@ -1,9 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+use process::{HealthSettings, Stop};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{sync::Arc, time::Duration};
 use storage::{Database, attempts::Ledger};
-use worker::{BatchHandler, Consuming, HealthSettings, Queues, Stop, Worker};
+use worker::{BatchHandler, Consuming, Queues, Worker};
 
 /// The sections of the settings that every service has.
 #[derive(Deserialize)]
@@ -12,7 +13,6 @@ struct Sections {
     broker: broker::Settings,
     worker: worker::Settings,
     health: HealthSettings,
-    telemetry: telemetry::Settings,
 }
 
 /// A service that has begun.
@@ -40,12 +40,11 @@ impl Service {
     /// # Errors
     /// When the settings can't be used.
     pub fn begin<T: DeserializeOwned>(name: &'static str) -> anyhow::Result<(Self, T)> {
-        // One struct with the other flattened into it would lose the names of the keys that are refused.
-        let Sections { database, broker, worker, health, telemetry } = settings::load(name)?;
+        let (Sections { database, broker, worker, health }, _telemetry) = process::begin(name)?;
         let own = settings::load(name)?;
         let service = Self {
             name,
-            _telemetry: telemetry::init(name, &telemetry)?,
+            _telemetry,
             database: Database::open(&database, name)?,
             stop: Stop::on_signals(Duration::from_millis(worker.stop_grace_ms))?,
             storage: database,

@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod cli;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -13,7 +12,6 @@ use config::{Config, ConfigError, ValueKind};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-pub use cli::{end, main};
 pub use secret::Secret;
 
 const DEFAULTS: &str = include_str!("../../../config/default.toml");

@@ -2,6 +2,7 @@
 
 use domain::{topology::queue, values::Channel};
 use notifier::Notifier;
+use process::Program;
 use serde::Deserialize;
 use service::Service;
 use storage::Database;
@@ -9,6 +10,9 @@ use worker::Consuming;
 
 /// The service's name.
 pub const SERVICE: &str = "sms-notifier";
+
+/// The service as a program.
+pub const PROGRAM: Program = Program::new(SERVICE, "Records notifications by SMS: queue send_notification.sms.", run);
 
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]

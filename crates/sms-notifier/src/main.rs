@@ -1,5 +1,5 @@
 //! The service's process; see the library.
 
 fn main() {
-    settings::main("sms-notifier", "Records notifications by SMS: queue send_notification.sms.", sms_notifier::run)
+    sms_notifier::PROGRAM.main()
 }

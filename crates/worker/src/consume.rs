@@ -1,15 +1,15 @@
 //! The loop: collect, decode, handle, publish, await the confirms, acknowledge.
 
-use crate::{Backoff, BatchHandler, Consuming, Item, Outgoing, Queues, Received, Settings, Step, Stop};
 use crate::{
-    panics,
+    BatchHandler, Consuming, Item, Outgoing, Queues, Received, Settings, Step,
+    handler::in_hand,
     policy::{self, Course},
-    pulse::Pulse,
 };
 use anyhow::anyhow;
 use broker::{Batch, Consumer, PublishError, Publisher, Reason};
 use chrono::Utc;
 use domain::{AttemptLedger, Envelope, Failure, Suspect};
+use process::{Backoff, Pulse, Stop, catch};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
@@ -218,9 +218,9 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
     fn decode(&mut self, received: Vec<Received>) -> Uninterrupted<Vec<Item<H::Message>>> {
         let mut items = Vec::with_capacity(received.len());
         let mut undecodable = Vec::new();
-        self.pulse.begin(&received);
+        self.pulse.begin(in_hand(&received));
         for received in received {
-            let error = match panics::catch(|| self.handler.decode(&received)) {
+            let error = match catch(|| self.handler.decode(&received)) {
                 Ok(Ok(message)) => {
                     items.push(Item { message, received });
                     continue;
@@ -266,8 +266,8 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             return Err(Interrupted);
         }
         let mut out = Outgoing::default();
-        self.pulse.begin(items.iter().map(|item| &item.received));
-        let result = panics::catch(|| self.handler.handle(items, &mut out, &self.step));
+        self.pulse.begin(in_hand(items.iter().map(|item| &item.received)));
+        let result = catch(|| self.handler.handle(items, &mut out, &self.step));
         self.pulse.end();
         let result = result.unwrap_or_else(|panic| {
             self.handler = (self.shared.make)();

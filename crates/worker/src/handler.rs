@@ -1,9 +1,10 @@
 //! What a service implements, and what it's given.
 
-use crate::{Stop, header, pulse::Pulse};
+use crate::header;
 use broker::{Delivery, Ticket};
 use chrono::{DateTime, Utc};
 use domain::{Envelope, Failure, envelope};
+use process::{InHand, Pulse, Stop};
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 /// A service's business: decoding its messages and giving them effect.
@@ -87,6 +88,18 @@ impl Received {
         headers
             .retain(|name, _| !OURS.contains(&name.as_str()) && !BROKERS.iter().any(|prefix| name.starts_with(prefix)));
         headers
+    }
+}
+
+/// What a handler is about to have in hand, for the log: one message is named.
+pub(crate) fn in_hand<'a>(received: impl IntoIterator<Item = &'a Received>) -> InHand {
+    let mut received = received.into_iter();
+    let first = received.next();
+    let only = first.filter(|_| received.next().is_none());
+    InHand {
+        queue: first.map(|received| received.queue.clone()).unwrap_or_default(),
+        message_id: only.and_then(|received| received.message_id.clone()),
+        correlation_id: only.and_then(|received| received.correlation_id.clone()),
     }
 }
 

@@ -1,7 +1,7 @@
-use crate::Backoff;
 use anyhow::ensure;
+use process::Backoff;
 use serde::Deserialize;
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 /// The section `[worker]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -70,14 +70,4 @@ impl Consuming {
         ensure!(usize::from(self.prefetch) >= self.batch, "prefetch must be at least the batch");
         Ok(())
     }
-}
-
-/// The section `[health]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HealthSettings {
-    /// The address to listen on.
-    pub address: IpAddr,
-    /// The port; 0 takes any that is free.
-    pub port: u16,
 }

@@ -1,12 +1,14 @@
 use crate::{
-    BatchHandler, Consuming, HealthSettings, Queues, Settings, Stop,
+    BatchHandler, Consuming, Queues, Settings,
     consume::{Loop, Shared},
-    health::{self, Health},
-    pulse::{self, Pulse},
 };
 use anyhow::{Context as _, anyhow};
 use broker::{Consumer, Link, Publisher};
 use domain::{AttemptLedger, Failure, topology::Topology};
+use process::{
+    HealthSettings, Pulse, Stop,
+    health::{self, Health},
+};
 use std::{
     sync::{Arc, RwLock},
     thread,
@@ -76,7 +78,7 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
             .collect();
 
         let pulses: Vec<_> = lanes.iter().map(|(.., pulse)| pulse.clone()).collect();
-        pulse::guard(&pulses).context("can't start a thread")?;
+        process::guard(&pulses).context("can't start a thread")?;
         let consuming = lanes.iter().map(|(_, consumer, ..)| consumer.link()).collect();
         let publishing = lanes.iter().map(|(_, _, publisher, _)| publisher.link()).collect();
         let _health = health::serve(&self.health, health(self.database.clone(), consuming, publishing, pulses))?;

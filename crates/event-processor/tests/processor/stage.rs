@@ -7,6 +7,7 @@ use domain::{
     topology::{Topology, queue},
 };
 use outbox_relay::{Relay, Round};
+use process::Stop;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,6 @@ use storage::{
     parked::{self, Parked},
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
-use worker::Stop;
 
 /// How long it may take until everything has come to rest, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);

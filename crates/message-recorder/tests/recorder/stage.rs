@@ -5,6 +5,7 @@ use domain::{
     log::{Group, MessageId, PARTITIONS_MAX, partition_stream},
     topology::Topology,
 };
+use process::Stop;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,6 @@ use storage::{
     partitions,
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
-use worker::Stop;
 
 /// Is in every text: no log may hold it.
 pub(crate) const PRIVATE: &str = "between us";

@@ -7,6 +7,7 @@ use domain::{
     topology::Topology,
 };
 use outbox_relay::{Relay, Round};
+use process::{HealthSettings, Stop};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use sequenced::{Event, Handler, Processor, Settings};
 use std::{
@@ -25,7 +26,7 @@ use storage::{
     streams::{self, Layout},
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
-use worker::{Consuming, HealthSettings, Stop};
+use worker::Consuming;
 
 /// How long it may take until everything has come to rest, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -2,6 +2,7 @@
 
 use crate::support::{DELAYS_MS, IDLE, QUEUE, depth, drain, publish, worker};
 use domain::topology::queue;
+use ::process::Stop;
 use std::{
     collections::BTreeSet,
     env,
@@ -13,7 +14,7 @@ use std::{
 };
 use storage::{Database, attempts::Ledger};
 use test_support::{TestDatabase, TestVhost, eventually_within};
-use worker::{Death, Stop};
+use worker::Death;
 
 const AMQP_URL: &str = "WORKER_TEST_AMQP_URL";
 const DATABASE_URL: &str = "WORKER_TEST_DATABASE_URL";

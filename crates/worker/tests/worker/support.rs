@@ -2,6 +2,7 @@
 
 use broker::{Delivery, Publisher, Session, Ticket};
 use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::Topology};
+use process::{HealthSettings, Stop};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -11,7 +12,7 @@ use std::{
 };
 pub(crate) use test_support::broker_settings;
 use test_support::eventually;
-use worker::{BatchHandler, Consuming, HealthSettings, Item, Outgoing, Received, Settings, Step, Stop, Worker};
+use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Settings, Step, Worker};
 
 /// Where the tests' messages go: a direct exchange with one queue of the same name.
 pub(crate) const QUEUE: &str = "publish_tweet";

@@ -1,15 +1,25 @@
 //! `GET /health/live` and `GET /health/ready` on a small port of their own.
 
-use crate::HealthSettings;
 use actix_web::{App, HttpResponse, HttpServer, dev::ServerHandle, rt, web};
-use anyhow::Context as _;
-use serde::Serialize;
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
 use std::{
-    net::{SocketAddr, TcpListener},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
+
+/// The section `[health]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The address to listen on.
+    pub address: IpAddr,
+    /// The port; 0 takes any that is free.
+    pub port: u16,
+}
 
 /// Tells whether one thing is well, and if not, why, in words that hold no secret.
 pub type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -97,7 +107,7 @@ impl Drop for Server {
 ///
 /// # Errors
 /// When the port can't be listened on.
-pub fn serve(settings: &HealthSettings, health: Health) -> anyhow::Result<Server> {
+pub fn serve(settings: &Settings, health: Health) -> anyhow::Result<Server> {
     let listener = TcpListener::bind((settings.address, settings.port))
         .with_context(|| format!("can't listen on {}:{}", settings.address, settings.port))?;
     let address = listener.local_addr().context("can't tell the health port")?;
@@ -124,4 +134,41 @@ pub fn serve(settings: &HealthSettings, health: Health) -> anyhow::Result<Server
     let thread = thread::Builder::new().name("health".into()).spawn(serve).context("can't start a thread")?;
     log::info!("health checks on http://{address}/health/ready");
     Ok(Server { address, handle, thread: Some(thread) })
+}
+
+/// Where a service's process answers, by its settings.
+///
+/// # Errors
+/// When they can't be used.
+pub(crate) fn address(service: &str) -> anyhow::Result<SocketAddr> {
+    #[derive(Deserialize)]
+    struct Sections {
+        health: Settings,
+    }
+    let Sections { health: Settings { address, port } } = settings::load(service)?;
+    Ok(SocketAddr::new(address, port))
+}
+
+/// Asks a process whether it's ready, and prints its answer.
+///
+/// # Errors
+/// When it isn't, or doesn't answer.
+pub(crate) fn probe(address: SocketAddr) -> anyhow::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(4);
+    let no_answer = || format!("no answer from {address}");
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(no_answer)?;
+    stream.set_read_timeout(Some(PATIENCE)).with_context(no_answer)?;
+    let request = format!("GET /health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).with_context(no_answer)?;
+    let mut answer = String::new();
+    stream.take(64 * 1024).read_to_string(&mut answer).with_context(no_answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(no_answer)?;
+    println(body);
+    ensure!(head.split(' ').nth(1) == Some("200"), "not ready");
+    Ok(())
+}
+
+fn println(line: &str) {
+    // A reader that has gone away needs no answer.
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,6 +1,5 @@
 //! Signs of life of a loop, and the watchdog that ends the process when a step of handling overruns its limit.
 
-use crate::Received;
 use std::{
     io, process,
     sync::{
@@ -27,12 +26,15 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(u64::MAX / 4)
 }
 
-/// Whose time runs.
+/// Whose time runs, for the log.
 #[derive(Clone, Default)]
-struct InHand {
-    queue: Arc<str>,
-    message_id: Option<String>,
-    correlation_id: Option<String>,
+pub struct InHand {
+    /// The queue that it came from.
+    pub queue: Arc<str>,
+    /// The message, if it's one alone.
+    pub message_id: Option<String>,
+    /// The request that it follows from.
+    pub correlation_id: Option<String>,
 }
 
 /// The signs of life of one loop.
@@ -60,31 +62,24 @@ impl Pulse {
     }
 
     /// The loop waits for something that has its own limit, however long.
-    pub(crate) fn rest(&self) {
+    pub fn rest(&self) {
         self.due_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// Handling begins of these messages.
-    pub(crate) fn begin<'a>(&self, received: impl IntoIterator<Item = &'a Received>) {
-        let mut received = received.into_iter();
-        let first = received.next();
-        let only = first.filter(|_| received.next().is_none());
-        *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = InHand {
-            queue: first.map(|received| received.queue.clone()).unwrap_or_default(),
-            message_id: only.and_then(|received| received.message_id.clone()),
-            correlation_id: only.and_then(|received| received.correlation_id.clone()),
-        };
+    /// Handling begins of this.
+    pub fn begin(&self, in_hand: InHand) {
+        *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = in_hand;
         self.begin_step();
     }
 
     /// The next step of handling begins.
-    pub(crate) fn begin_step(&self) {
+    pub fn begin_step(&self) {
         self.step_ends_ms.store(now_ms() + ms(self.limit), Ordering::Relaxed);
         self.beat();
     }
 
     /// Handling is over.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         self.step_ends_ms.store(0, Ordering::Relaxed);
         self.beat();
     }
@@ -112,7 +107,10 @@ impl Pulse {
 
 /// Ends the process as soon as a step overruns its limit: a thread can't be ended alone, and what was in hand comes
 /// again as redelivered. Goes on until every pulse is gone.
-pub(crate) fn guard(pulses: &[Arc<Pulse>]) -> io::Result<()> {
+///
+/// # Errors
+/// When no thread can be started.
+pub fn guard(pulses: &[Arc<Pulse>]) -> io::Result<()> {
     let pulses: Vec<_> = pulses.iter().map(Arc::downgrade).collect();
     let watch = move || {
         loop {
