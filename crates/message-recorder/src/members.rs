@@ -10,6 +10,10 @@ use domain::{
     log::{Group, partition_routing_key},
     topology::Retention,
 };
+use process::{
+    HealthSettings, Pulse, Stop,
+    health::{self, Health},
+};
 use sequenced::Leases;
 use std::{
     collections::BTreeMap,
@@ -22,10 +26,6 @@ use std::{
 };
 use storage::{Database, partitions};
 use telemetry::{BrokerLost, DatabaseUnavailable, PartitionsChanged, emit};
-use process::{
-    HealthSettings, Pulse, Stop,
-    health::{self, Health},
-};
 
 /// How often a member looks whether a reader has finished whose partition is for somebody else.
 const HANDOVER: Duration = Duration::from_millis(10);

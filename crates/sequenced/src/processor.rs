@@ -1,8 +1,8 @@
 //! A service on a sequenced stream: its threads.
 
 use crate::{Handler, Leases, Settings, engine::Engine, intake::Intake, lanes::Lanes, pool::Pool, sweep::Signal};
-use anyhow::{Context as _, ensure};
 use ::process::{HealthSettings, Stop};
+use anyhow::{Context as _, ensure};
 use std::{
     process,
     sync::{Arc, Mutex, OnceLock},

@@ -1,9 +1,9 @@
 //! Events that are worked on for too long.
 
 use crate::{Handler, engine::Engine, lanes::Place};
+use ::process::Stop;
 use anyhow::anyhow;
 use domain::Failure;
-use ::process::Stop;
 use std::{
     process,
     time::{Duration, Instant},

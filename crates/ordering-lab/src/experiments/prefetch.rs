@@ -3,7 +3,7 @@
 use crate::balances::{self, Delivered};
 use crate::{
     consume::{Consumer, FAILED, Strategy},
-    lab::Lab,
+    lab::{GRACE, Lab},
     load::{Fault, Message},
     report::{Errors, Report},
 };
@@ -95,9 +95,9 @@ fn await_failures(lab: &mut Lab) -> anyhow::Result<Vec<String>> {
     let end = Instant::now() + limit;
     let mut failed = Vec::new();
     while failed.len() < 2 && Instant::now() < end {
-        failed.clear();
         for (name, status) in lab.children.ended()? {
             ensure!(status.code() == Some(FAILED), "{name} has ended: {status}");
+            lab.children.wait_end(&*name, GRACE)?;
             failed.push(name);
         }
         lab.progress.reached(failed.len() as u64);

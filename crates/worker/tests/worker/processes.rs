@@ -1,8 +1,8 @@
 //! Processes that die. Each test runs this same program once more as the worker.
 
 use crate::support::{DELAYS_MS, IDLE, QUEUE, depth, drain, publish, worker};
-use domain::topology::queue;
 use ::process::Stop;
+use domain::topology::queue;
 use std::{
     collections::BTreeSet,
     env,
