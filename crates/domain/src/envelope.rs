@@ -18,6 +18,20 @@ pub mod header {
     pub const REPLAY: &str = "x-replay";
 }
 
+/// The longest id, in bytes: AMQP has no room for a longer one.
+pub const ID_MAX: usize = 255;
+
+/// Whether a text says nothing: it's empty, or of blanks and control characters alone.
+pub fn is_blank(text: &str) -> bool {
+    text.chars().all(|c| c.is_whitespace() || c.is_control())
+}
+
+/// Whether something can be told by this id. One that is blank, too long, or holds the NUL character, which no text of the
+/// database does, counts as none, wherever an id of somebody else's is read.
+pub fn identifies(id: &str) -> bool {
+    id.len() <= ID_MAX && !id.contains('\0') && !is_blank(id)
+}
+
 /// A message to be published.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
@@ -74,5 +88,20 @@ impl fmt::Debug for Envelope {
             .field("headers", &self.headers)
             .field("body_bytes", &self.body.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_says_nothing_or_cannot_be_kept_identifies_nothing() {
+        for id in ["42", " 42", "é", "a b", &"x".repeat(ID_MAX)] {
+            assert!(identifies(id), "{id:?}");
+        }
+        for id in ["", " ", "\t\u{a0}\n", "\0", "a\0b", "\u{1}", &"x".repeat(ID_MAX + 1)] {
+            assert!(!identifies(id), "{id:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! after a failure begins again with the first one that isn't known to have arrived. So a stream may hold a message
 //! twice, or one whose forerunner is still to come: [`Watermark`] tells both.
 
-use crate::{Envelope, values::Invalid};
+use crate::{Envelope, envelope::is_blank, values::Invalid, wire_time};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -132,7 +132,7 @@ pub struct LogMessage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// When the gateway accepted it; absent from other programs' messages.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wire_time::deserialize_optional")]
     pub accepted_at: Option<DateTime<Utc>>,
     /// The sequence with which the run began that it was published in: see [`Watermark`]. In the body, because headers are
     /// what costs the broker most when a stream is read.
@@ -146,7 +146,7 @@ impl LogMessage {
     /// # Errors
     /// When they make none: why, in words that quote nothing of it.
     pub fn decode(kind: Option<&str>, body: &[u8]) -> Result<Self, Invalid> {
-        if kind.is_some_and(|kind| kind != MESSAGE) {
+        if kind.is_some_and(|kind| kind != MESSAGE && !is_blank(kind)) {
             return Err(Invalid(format!("its type isn't `{MESSAGE}`")));
         }
         let message: Self = serde_json::from_slice(body).map_err(|error| {
@@ -325,6 +325,7 @@ mod tests {
     fn what_is_no_message_is_told_without_being_quoted() {
         let decode = |kind, body: &str| LogMessage::decode(kind, body.as_bytes()).map_err(|invalid| invalid.0);
         assert_eq!(decode(None, r#"{"text":"a","other":1}"#).unwrap().text, "a");
+        assert_eq!(decode(Some(""), r#"{"text":"a"}"#).unwrap().text, "a");
         assert_eq!(decode(Some(MESSAGE), r#"{"text":"a","key":"k"}"#).unwrap().key.as_deref(), Some("k"));
         let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(TEXT_MAX + 1));
         for (kind, body, why) in [

@@ -5,7 +5,7 @@
 use crate::{
     Envelope, ImportId, TweetId, UserId,
     topology::exchange,
-    values::{Channel, Login, TweetText},
+    values::{Channel, Invalid, Login, TweetText},
     wire_time,
 };
 use chrono::{DateTime, Utc};
@@ -66,7 +66,7 @@ pub struct Tweet {
     pub author_id: UserId,
     /// Its text.
     pub text: TweetText,
-    /// When it was posted, in whole seconds.
+    /// When it was posted; written in whole seconds.
     #[serde(with = "wire_time")]
     pub created_at: DateTime<Utc>,
 }
@@ -85,13 +85,35 @@ impl Message for PublishTweet {
     }
 }
 
-/// A half-open range of follower ids: those with `after < id <= upto`.
+/// A half-open range of follower ids: those with `after < id <= upto`. One that could hold nobody isn't read from a
+/// message: whoever sent it meant something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Bounds")]
 pub struct FollowerRange {
     /// The highest id below the range.
     pub after: UserId,
     /// The highest id of the range.
     pub upto: UserId,
+}
+
+#[derive(Deserialize)]
+struct Bounds {
+    after: UserId,
+    upto: UserId,
+}
+
+impl TryFrom<Bounds> for FollowerRange {
+    type Error = Invalid;
+
+    fn try_from(Bounds { after, upto }: Bounds) -> Result<Self, Invalid> {
+        if after < UserId(0) {
+            Err(Invalid("after must be at least 0".into()))
+        } else if after >= upto {
+            Err(Invalid("after must be below upto".into()))
+        } else {
+            Ok(Self { after, upto })
+        }
+    }
 }
 
 impl FollowerRange {

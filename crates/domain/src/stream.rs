@@ -1,6 +1,6 @@
 //! Sequenced streams: keys, shards, and the message that wakes.
 
-use crate::{Envelope, values::Invalid};
+use crate::{Envelope, values::Invalid, wire_time};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
@@ -181,6 +181,7 @@ pub struct AccountEvent {
     /// What happened.
     pub payload: Payload,
     /// When it was accepted.
+    #[serde(deserialize_with = "wire_time::deserialize")]
     pub generated_at: DateTime<Utc>,
 }
 

@@ -166,6 +166,7 @@ impl Topology {
             topology.exchange(name, ExchangeKind::Direct);
             topology.queue(queue, Expiry::DeadLetter);
             topology.bind(name, queue, name);
+            topology.bind(name, queue, "");
         }
         topology.exchange(exchange::UPDATE_FEED, ExchangeKind::ConsistentHash);
         for name in queue::update_feed() {

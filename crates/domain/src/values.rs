@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use unicode_segmentation::UnicodeSegmentation as _;
+use uuid::Uuid;
 
 /// Why a value was refused, in words for the one who sent it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -147,16 +149,26 @@ impl TweetText {
         Ok(Self(bounded(text, TWEET_MAX)?.into()))
     }
 
-    /// The text as an SMS carries it: at most 60 characters, ending in `...` where it was cut. Three full stops,
+    /// The text as an SMS carries it: at most 60 characters, ending in `...` where it was cut, which is never within what a
+    /// reader takes for one character (a grapheme cluster, such as a flag, or a letter with its accents). Three full stops,
     /// because the ellipsis character would leave the GSM alphabet and halve what one SMS holds.
     pub fn for_sms(&self) -> String {
+        const CUT: &str = "...";
         if self.0.chars().count() <= SMS_TEXT_MAX {
             return self.0.clone();
         }
-        let mut text: String = self.0.chars().take(SMS_TEXT_MAX - 3).collect();
-        text.push_str("...");
-        text
+        whole_clusters(&self.0, SMS_TEXT_MAX - CUT.len()).to_owned() + CUT
     }
+}
+
+/// As much of the beginning of `text` as `max` characters hold without cutting a grapheme cluster (Unicode Standard Annex 29).
+pub fn whole_clusters(text: &str, max: usize) -> &str {
+    let mut characters = 0;
+    let end = text.grapheme_indices(true).find_map(|(start, cluster)| {
+        characters += cluster.chars().count();
+        (characters > max).then_some(start)
+    });
+    &text[..end.unwrap_or(text.len())]
 }
 
 /// Where notifications of a user go: exactly one of the two.
@@ -222,6 +234,18 @@ impl Channel {
     }
 }
 
+/// What goes before `_<i>@example.com` in the address of the imported user `<prefix>_<i>`: the prefix itself, if what comes of
+/// it is a local part that needs no quotes (RFC 5321, section 4.1.2), else one that is made of the prefix, always the same.
+pub fn mailbox_prefix(prefix: &str) -> String {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte);
+    let is_atom = |text: &str| !text.is_empty() && text.bytes().all(allowed);
+    if format!("{prefix}_").split('.').all(is_atom) {
+        prefix.to_owned()
+    } else {
+        format!("import-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, prefix.as_bytes()).simple())
+    }
+}
+
 /// The logins `<prefix>_0` … `<prefix>_<count - 1>` of a follower import, known to be valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportPlan {
@@ -233,6 +257,8 @@ impl ImportPlan {
     /// # Errors
     /// The name of the field (`prefix` or `count`) and why: `count` must be 1 to `limit`, the longest login must fit.
     pub fn new(prefix: &str, count: i64, limit: u32) -> Result<Self, (&'static str, Invalid)> {
+        // The progress of an import is kept in columns of 32 bits.
+        let limit = limit.min(i32::MAX.unsigned_abs());
         let count = u32::try_from(count)
             .ok()
             .filter(|count| (1..=limit).contains(count))
@@ -302,6 +328,35 @@ mod tests {
         assert!(TweetText::parse(&"x".repeat(141)).is_err());
     }
 
+    /// Things that a reader takes for one character each, of several scalar values.
+    const CLUSTERS: [&str; 9] =
+        ["👨‍👩‍👧‍👦", "🇨🇿", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "👍🏽", "❤️", "e\u{301}\u{323}", "각", "\u{1112}\u{1161}\u{11ab}", "क्षि"];
+
+    #[test]
+    fn an_sms_is_never_cut_within_what_a_reader_takes_for_one_character() {
+        use unicode_segmentation::UnicodeSegmentation as _;
+        for cluster in CLUSTERS {
+            for lead in 0..TWEET_MAX {
+                let text: String =
+                    "x".repeat(lead).chars().chain(cluster.repeat(TWEET_MAX).chars()).take(TWEET_MAX).collect();
+                let sms = TweetText::parse(&text).unwrap().for_sms();
+                assert!(sms.chars().count() <= SMS_TEXT_MAX, "{sms}");
+                let kept = sms.strip_suffix("...").expect("it was cut");
+                let whole: Vec<_> = text.graphemes(true).collect();
+                let clusters: Vec<_> = kept.graphemes(true).collect();
+                assert_eq!(clusters, whole[..clusters.len()], "{sms}");
+                // And no more is cut than must be.
+                let next = whole[clusters.len()].chars().count();
+                assert!(kept.chars().count() + next > SMS_TEXT_MAX - 3, "{sms}");
+            }
+        }
+        // One that is longer than an SMS isn't cut either.
+        let zalgo = format!("a{}", "\u{301}".repeat(100));
+        assert_eq!(TweetText::parse(&zalgo).unwrap().for_sms(), "...");
+        let fits = "🇨🇿".repeat(30);
+        assert_eq!(TweetText::parse(&fits).unwrap().for_sms(), fits);
+    }
+
     #[test]
     fn an_import_is_refused_up_front_when_its_last_login_would_not_fit() {
         assert!(ImportPlan::new(&"p".repeat(30), 10, 100).is_ok());
@@ -310,6 +365,21 @@ mod tests {
             assert_eq!(ImportPlan::new("p", count, 100).unwrap_err().0, "count");
         }
         assert_eq!(ImportPlan::new("p", 3, 100).unwrap().login(2), "p_2");
+    }
+
+    #[test]
+    fn an_imported_users_address_is_the_login_wherever_that_needs_no_quotes() {
+        for prefix in ["fan", "a.b", "a.", "o'hara+x", "A-1"] {
+            assert_eq!(mailbox_prefix(prefix), prefix);
+        }
+        for prefix in ["a@b", "\"q", "<s>", ".a", "a..b", "ž", "a,b", "a\\", "(", &"😀".repeat(26)] {
+            let mailbox = mailbox_prefix(prefix);
+            assert!(mailbox.len() <= 64 - "_2147483647".len(), "a local part has room for 64 bytes: {mailbox}");
+            assert_eq!(mailbox, mailbox_prefix(prefix));
+            assert_eq!(mailbox_prefix(&mailbox), mailbox, "it needs no quotes");
+            assert!(Email::parse(&format!("{mailbox}_0@example.com")).is_ok());
+        }
+        assert_ne!(mailbox_prefix("a@b"), mailbox_prefix("a@c"));
     }
 
     #[test]

@@ -79,6 +79,54 @@ fn wire_messages_keep_their_shapes() {
     }
 }
 
+fn foreign<M: DeserializeOwned>(name: &str) -> M {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/foreign").join(name);
+    serde_json::from_str(&fs::read_to_string(path).expect("the file")).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+#[test]
+fn other_programs_ways_of_writing_are_read() {
+    let hello = Tweet { text: TweetText::parse("hello").unwrap(), ..tweet() };
+    let seconds = hello.created_at;
+    let micros = DateTime::from_timestamp_micros(1_700_000_000_654_321).unwrap();
+    let import = AddFollowers { user_id: UserId(3), follower_login: "fan".into(), count: 5, import_id: None };
+    assert_eq!(foreign::<AddFollowers>("add_followers.json"), import);
+    assert_eq!(foreign::<PublishTweet>("publish_tweet.json"), PublishTweet(hello.clone()));
+    let update = UpdateFeed { tweet: Tweet { created_at: micros, ..hello.clone() }, follower_id: UserId(4) };
+    assert_eq!(foreign::<UpdateFeed>("update_feed.json"), update);
+    let chunk = UpdateFeedChunk { tweet: hello, followers: range() };
+    assert_eq!(foreign::<UpdateFeedChunk>("update_feed.chunk.json"), chunk);
+    let notification = SendNotification { user_id: UserId(4), text: "hello".into() };
+    assert_eq!(foreign::<SendNotification>("send_notification.json"), notification);
+    let chunk = SendNotificationChunk::of(&chunk.tweet, range(), Channel::Email);
+    assert_eq!(foreign::<SendNotificationChunk>("send_notification.chunk.json"), chunk);
+    assert_eq!(foreign::<AccountEvent>("account_event.json").generated_at, seconds);
+    assert_eq!(foreign::<LogMessage>("message.json").accepted_at, Some(seconds));
+}
+
+#[test]
+fn a_time_is_written_in_whole_seconds_whatever_form_it_was_read_in() {
+    let update = serde_json::to_value(foreign::<UpdateFeed>("update_feed.json")).unwrap();
+    assert_eq!(update["createdAt"], "2023-11-14 22:13:20");
+}
+
+#[test]
+fn a_range_that_holds_nobody_is_refused_when_decoded() {
+    for (after, upto, reason) in [
+        (5, 4, "after must be below upto"),
+        (5, 5, "after must be below upto"),
+        (-1, 4, "after must be at least 0"),
+        (i64::MAX, i64::MIN, "after must be below upto"),
+    ] {
+        let mut json = serde_json::to_value(UpdateFeedChunk { tweet: tweet(), followers: range() }).unwrap();
+        (json["after"], json["upto"]) = (after.into(), upto.into());
+        let error = serde_json::from_value::<UpdateFeedChunk>(json.clone()).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        json["tweetId"] = 7.into();
+        assert!(serde_json::from_value::<SendNotificationChunk>(json).is_err());
+    }
+}
+
 #[test]
 fn a_message_with_a_text_too_long_is_refused_when_decoded() {
     let mut json = serde_json::to_value(PublishTweet(tweet())).unwrap();

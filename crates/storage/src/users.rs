@@ -12,7 +12,7 @@ use diesel::{
 };
 use domain::{
     ImportId, UserId,
-    values::{Contact, Login},
+    values::{Contact, Login, mailbox_prefix},
 };
 use std::ops::Range;
 
@@ -92,7 +92,7 @@ struct Id {
 
 /// Makes the users `<prefix>_<i>` for each `i` in the range, in one statement, and answers who is new: a login that is
 /// taken is passed over. Every other one has a phone, of the range +999 that the numbering plan assigns to nobody; the
-/// others an e-mail address at example.com. To be run in a transaction.
+/// others an e-mail address at example.com, which is made of the login. To be run in a transaction.
 ///
 /// # Errors
 /// The database's.
@@ -106,7 +106,7 @@ pub fn create_series(
         r#"INSERT INTO "user" (login, channel, email, phone, import_id)
            SELECT login,
                   CASE i % 2 WHEN 0 THEN 'email' ELSE 'phone' END,
-                  CASE i % 2 WHEN 0 THEN login || '@example.com' END,
+                  CASE i % 2 WHEN 0 THEN $5 || '_' || i || '@example.com' END,
                   CASE i % 2 WHEN 1 THEN
                       '+999' || lpad(((coalesce($4, 0) * 10000000 + i) % 1000000000000)::text, 12, '0') END,
                   $4
@@ -119,6 +119,7 @@ pub fn create_series(
     .bind::<Integer, _>(range.end)
     .bind::<Text, _>(prefix)
     .bind::<Nullable<BigInt>, _>(import.map(|id| id.0))
+    .bind::<Text, _>(mailbox_prefix(prefix))
     .load::<Id>(conn)?;
     Ok(made.into_iter().map(|user| UserId(user.id)).collect())
 }

@@ -181,6 +181,46 @@ fn an_import_goes_on_where_it_stopped_and_skips_what_is_taken() {
 }
 
 #[test]
+fn imported_users_have_addresses_that_the_product_itself_accepts() {
+    let db = TestDatabase::new();
+    let mut conn = db.database().connection().unwrap();
+    let author = user(&mut conn, "author", Channel::Email);
+    let emoji = "😀".repeat(26);
+    let prefixes = ["fan", "a@b", "\"q", "<s>", ".dot", "a..b", "'; --", emoji.as_str()];
+    let prefixes = prefixes.map(|prefix| prefix.replace(' ', ""));
+    for (n, prefix) in prefixes.iter().enumerate() {
+        let plan = ImportPlan::new(prefix, 12, 100).unwrap();
+        let opened = db.database().transaction(|conn| imports::open(conn, &n.to_string(), author, &plan)).unwrap();
+        // The second time is a repetition.
+        for _ in 0..2 {
+            let done = db.database().transaction(|conn| imports::step(conn, opened.id, 100)).unwrap();
+            assert_eq!((done.created, done.state.as_str()), (12, "done"), "{prefix}");
+        }
+    }
+    let users = users::page(&mut conn, 1, 1000).unwrap();
+    assert_eq!(users.len(), 12 * prefixes.len());
+    let mut addresses = std::collections::BTreeSet::new();
+    for user in users {
+        assert!(Login::parse(&user.login).is_ok(), "{}", user.login);
+        let address = match (&user.email, &user.phone) {
+            (Some(email), None) => {
+                let local = email.strip_suffix("@example.com").expect("an address at example.com");
+                let mailbox = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
+                assert!(local.chars().all(mailbox) && !local.starts_with('.') && !local.contains(".."), "{email}");
+                if user.login.starts_with("fan") {
+                    assert_eq!(local, user.login);
+                }
+                Email::parse(email).map(String::from)
+            }
+            (None, Some(phone)) => Phone::parse(phone).map(String::from),
+            other => panic!("one address, not {other:?}"),
+        };
+        let address = address.unwrap_or_else(|invalid| panic!("{} {invalid}: {:?}", user.login, user.email));
+        assert!(addresses.insert(address), "{} has an address of its own", user.login);
+    }
+}
+
+#[test]
 fn a_batch_with_an_unknown_tweet_or_user_writes_nothing() {
     let db = TestDatabase::new();
     let mut conn = db.database().connection().unwrap();

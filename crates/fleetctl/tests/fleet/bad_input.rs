@@ -66,8 +66,12 @@ fn with(good: &Value, field: &str, value: impl Into<Value>) -> Value {
     body
 }
 
+fn ranged(good: &Value, after: i64, upto: i64) -> Value {
+    with(&with(good, "after", after), "upto", upto)
+}
+
 /// Tweets that are there, but that nobody has been told of.
-fn untold_tweet(stage: &Stage, author: i64) -> i64 {
+pub(crate) fn untold_tweet(stage: &Stage, author: i64) -> i64 {
     let mut conn = stage.database.database().connection().expect("a connection");
     let insert = format!(
         "WITH new AS (INSERT INTO tweet (author_id, text) VALUES ({author}, '{PRIVATE}') RETURNING id) SELECT id AS n FROM new"
@@ -110,6 +114,9 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                 bad_json(&with(&import, "count", -1), "count must be between 1 and "),
                 bad_json(&with(&import, "count", 10_000_000), "count must be between 1 and "),
                 bad_json(&with(&import, "count", "many"), "wrong shape: "),
+                bad_json(&with(&import, "count", i64::MAX), "count must be between 1 and "),
+                bad_json(&with(&import, "userId", u64::MAX), "wrong shape: "),
+                bad_json(&with(&import, "followerLogin", "a\0b"), "followerLogin must not contain the NUL character"),
                 bad_json(&with(&import, "followerLogin", long(31)), "followerLogin is too long"),
                 bad_json(&with(&import, "followerLogin", "a b"), "followerLogin must not contain blanks"),
                 bad_json(&with(&import, "importId", NOTHING), "unknown import"),
@@ -125,6 +132,13 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                 bad_json(&with(&tweet, "authorId", NOBODY), "unknown tweet of this author"),
                 bad_json(&with(&tweet, "text", long(TWEET_MAX)), "wrong shape: must be at most 140 characters long"),
                 bad_json(&with(&tweet, "createdAt", "yesterday"), "wrong shape: "),
+                bad_json(&with(&tweet, "createdAt", "-5000-01-01T00:00:00Z"), "wrong shape: "),
+                bad_json(&with(&tweet, "createdAt", "-5000-01-01 00:00:00"), "wrong shape: "),
+                bad_json(&with(&tweet, "createdAt", "+10000-01-01 00:00:00"), "wrong shape: "),
+                bad_json(&with(&tweet, "createdAt", "0000-01-01T00:00:00+00:01"), "wrong shape: "),
+                bad_json(&with(&tweet, "text", "a\0b"), "wrong shape: must not contain the NUL character"),
+                bad_json(&with(&tweet, "author", "a\0b"), "wrong shape: must not contain the NUL character"),
+                bad_json(&with(&tweet, "id", 1e30), "wrong shape: "),
                 bad(vec![b' '; 100_000], "empty body"),
             ],
         ),
@@ -138,6 +152,9 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                 bad_json(&with(&update, "followerId", NOBODY), "unknown user"),
                 bad_json(&with(&update, "text", long(TWEET_MAX)), "wrong shape: must be at most 140 characters long"),
                 chunk("update_feed", update.clone(), "wrong shape: missing field"),
+                chunk("update_feed", ranged(&update, 5, 4), "wrong shape: after must be below upto"),
+                chunk("update_feed", ranged(&update, i64::MAX, i64::MIN), "wrong shape: after must be"),
+                chunk("update_feed", ranged(&update, -1, 4), "wrong shape: after must be at least 0"),
             ],
         ),
         Kind::new(
@@ -153,7 +170,9 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                     "text must be at most 512 characters long",
                 ),
                 bad_json(&with(&notify(email), "text", " "), "text must not be empty"),
+                bad_json(&with(&notify(email), "text", "a\0b"), "text must not contain the NUL character"),
                 chunk("send_notification", notify_chunk.clone(), "unknown tweet"),
+                chunk("send_notification", ranged(&notify_chunk, 5, 4), "wrong shape: after must be below upto"),
             ],
         ),
         Kind::new(
@@ -242,6 +261,77 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
     let dropped = stage.fleetctl(&["dead-letters", "drop", "--all", "--yes", "--by", "test"]);
     assert_eq!(dropped, format!("{} dropped\n", expected.len() - mended.len()));
     stage.ends_well(0);
+}
+
+#[test]
+fn dead_letters_of_one_message_id_are_told_apart_and_none_vanishes() {
+    let (vhost, mut stage) = Stage::shared();
+    stage.start();
+    let waiting = |what: &str, bodies: &[&str]| {
+        eventually_within(PATIENCE, what, || (stage.dead_letters().len() >= bodies.len()).then_some(()));
+        stage.await_rest();
+        let letters = stage.dead_letters();
+        let mut found: Vec<_> = letters.iter().map(|letter| String::from_utf8_lossy(&letter.body)).collect();
+        found.sort();
+        assert_eq!(found, bodies, "{what}");
+        assert!(letters.iter().all(|letter| letter.message_id.as_deref() == Some("42")), "{what}");
+        letters.into_iter().map(|letter| letter.id.to_string()).collect::<Vec<_>>()
+    };
+    let publish = |body: &str| {
+        assert!(vhost.publish("add_followers", "add_followers", &json!({"message_id": "42"}), body.as_bytes()));
+    };
+    let settle = |verb: &str, ids: &[String]| {
+        let mut command = vec!["dead-letters", verb, "--by", "test"];
+        command.extend(ids.iter().map(String::as_str));
+        stage.fleetctl(&command);
+    };
+    publish("broken 1");
+    publish("broken 2");
+    let ids = waiting("two bodies, two letters", &["broken 1", "broken 2"]);
+    settle("drop", &ids);
+    publish("broken 1");
+    let ids = waiting("another one leaves a trace after the first was dropped", &["broken 1"]);
+    settle("replay", &ids);
+    let ids = waiting("so does the same one when it was replayed", &["broken 1"]);
+    publish("broken 1");
+    let both = waiting("and another one beside it", &["broken 1", "broken 1"]);
+    assert!(both.contains(&ids[0]));
+    settle("drop", &both);
+    stage.ends_well(0);
+}
+
+#[test]
+fn a_message_id_with_nul_is_refused_at_once() {
+    let (vhost, mut stage) = Stage::shared();
+    stage.start();
+    let author = stage.api.reader_by_email("author");
+    let (email, phone) = (stage.api.reader_by_email("email"), stage.api.reader_by_phone("phone", 1));
+    let tweet = tweet_body(untold_tweet(&stage, author), author);
+    let messages = [
+        ("add_followers", "add_followers", json!({"userId": author, "followerLogin": "nul", "count": 1})),
+        ("publish_tweet", "publish_tweet", tweet.clone()),
+        ("update_feed", "1", with(&tweet, "followerId", email)),
+        ("send_notification", "email", json!({"userId": email, "text": PRIVATE})),
+        ("send_notification", "phone", json!({"userId": phone, "text": PRIVATE})),
+        (
+            "account_event",
+            "s000",
+            json!({"accountId": "a", "seq": 1, "payload": 1, "generatedAt": "2024-05-01T10:00:00Z"}),
+        ),
+    ];
+    for (exchange, key, body) in &messages {
+        let properties = json!({"message_id": "a\0b", "correlation_id": "c\0d"});
+        assert!(vhost.publish(exchange, key, &properties, body.to_string().as_bytes()));
+    }
+    eventually_within(PATIENCE, "all are set aside", || (stage.dead_letters().len() >= messages.len()).then_some(()));
+    let mut ids = std::collections::BTreeSet::new();
+    for letter in stage.dead_letters() {
+        assert_eq!((&*letter.error, letter.attempts), ("its message id contains the NUL character", 1));
+        assert_eq!(letter.headers["x-original-message-id"], "a\u{fffd}b");
+        ids.insert(letter.message_id.expect("it has got one that identifies it"));
+    }
+    assert_eq!(ids.len(), messages.len());
+    stage.ends_well(messages.len());
 }
 
 /// Publishes a message that nothing is wrong with, with an effect of its own.

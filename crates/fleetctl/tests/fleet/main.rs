@@ -5,6 +5,7 @@ mod absent;
 mod api;
 mod bad_input;
 mod events;
+mod foreign;
 mod kills;
 mod load;
 mod main_job;
