@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+use chrono::Utc;
 use domain::{
     Failure,
     envelope::header,
@@ -55,14 +56,9 @@ pub struct DedupKey(String);
 impl BatchHandler for Recorder {
     type Message = DedupKey;
 
-    /// Anything can be recorded, so nothing is refused. What carries no message id is recorded at least once.
+    /// Anything can be recorded, so nothing is refused.
     fn decode(&self, received: &Received) -> anyhow::Result<DedupKey> {
-        let queue = Death::of(received).queue;
-        let replay: u32 = received.headers.get(header::REPLAY).and_then(|count| count.parse().ok()).unwrap_or(0);
-        Ok(DedupKey(match &received.message_id {
-            Some(id) => format!("{queue}/{id}/{replay}"),
-            None => format!("{queue}//{}", Uuid::new_v4()),
-        }))
+        Ok(DedupKey(identity(received).unwrap_or_else(Uuid::new_v4).to_string()))
     }
 
     fn handle(&mut self, batch: &[Item<DedupKey>], _: &mut Outgoing, _: &Step) -> Result<(), Failure> {
@@ -72,8 +68,36 @@ impl BatchHandler for Recorder {
     }
 }
 
+/// What a dead letter has in common with itself alone, however often it's delivered: everything that its end is told by, and
+/// its content. A worker gives each setting aside an id of its own. The broker and other programs don't: of theirs a message
+/// id and a time of death are asked for, since without either two that are alike may be meant twice.
+fn identity(received: &Received) -> Option<Uuid> {
+    let Death { queue, failed_at, set_aside, .. } = Death::of(received);
+    if set_aside.is_none() && (received.message_id.is_none() || failed_at.is_none()) {
+        return None;
+    }
+    let failed_at_ms = failed_at.map(|at| at.timestamp_millis().to_string());
+    let texts = [
+        set_aside.as_deref(),
+        received.message_id.as_deref(),
+        failed_at_ms.as_deref(),
+        received.headers.get(header::REPLAY).map(String::as_str),
+        received.kind.as_deref(),
+        Some(&*queue),
+    ];
+    let mut all = Vec::with_capacity(received.body.len() + 1024);
+    for text in texts {
+        // With its length, so that no two lists of texts make the same bytes.
+        let bytes = text.unwrap_or_default().as_bytes();
+        all.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+        all.extend_from_slice(bytes);
+    }
+    all.extend_from_slice(&received.body);
+    Some(Uuid::new_v5(&Uuid::NAMESPACE_OID, &all))
+}
+
 fn letter(Item { message: DedupKey(dedup_key), received }: &Item<DedupKey>) -> NewDeadLetter {
-    let Death { queue, error, attempts, failed_at } = Death::of(received);
+    let Death { queue, error, attempts, failed_at, .. } = Death::of(received);
     // What the broker set aside itself doesn't tell where it was published to, only in which queue it was.
     let (exchange, routing_key) = match &*received.exchange {
         exchange::DEAD_LETTER => (String::new(), queue.clone()),
@@ -91,6 +115,6 @@ fn letter(Item { message: DedupKey(dedup_key), received }: &Item<DedupKey>) -> N
         error,
         attempts,
         body: received.body.clone(),
-        failed_at,
+        failed_at: failed_at.unwrap_or_else(Utc::now),
     }
 }

@@ -5,10 +5,10 @@ use crate::{
     handler::in_hand,
     policy::{self, Course},
 };
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use broker::{Batch, Consumer, PublishError, Publisher, Reason};
 use chrono::Utc;
-use domain::{AttemptLedger, Envelope, Failure, Suspect};
+use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::queue};
 use process::{Backoff, Pulse, Stop, catch};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -220,7 +220,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         let mut undecodable = Vec::new();
         self.pulse.begin(in_hand(&received));
         for received in received {
-            let error = match catch(|| self.handler.decode(&received)) {
+            let error = match catch(|| check_id(&received).and_then(|()| self.handler.decode(&received))) {
                 Ok(Ok(message)) => {
                     items.push(Item { message, received });
                     continue;
@@ -243,7 +243,13 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
                 Err(failure) => failure,
             };
             let first = &items[0].received;
-            match policy::course(&failure, items.len(), &first.queue, first.attempts() + 1, self.shared.delays) {
+            match policy::course(
+                &failure,
+                items.len(),
+                &first.queue,
+                first.attempts().saturating_add(1),
+                self.shared.delays,
+            ) {
                 Course::Wait => self.wait_for_database(failure.error())?,
                 Course::Divide => {
                     log::info!("a batch of {} failed, its halves are tried: {:#}", items.len(), failure.error());
@@ -486,15 +492,20 @@ fn by_queue(received: &[Received]) -> BTreeMap<Arc<str>, u64> {
     counts
 }
 
-/// What the ledger knows a message by. Without an id of its own, or with one that Postgres can't hold, by its digest.
+/// Refuses what claims an id that can't be kept. But a dead letter can't be refused, whatever its id.
+fn check_id(received: &Received) -> anyhow::Result<()> {
+    match received.broken_id {
+        Some(_) if &*received.queue != queue::DEAD_LETTER => bail!("its message id contains the NUL character"),
+        _ => Ok(()),
+    }
+}
+
+/// What the ledger knows a message by: its digest, behind its id if it has one. Other programs may give the same id to
+/// messages of which one kills and the other doesn't.
 fn suspect_id(received: &Received) -> SuspectId {
-    let id = match &received.message_id {
-        Some(id) if !id.is_empty() && !id.contains('\0') => id.clone(),
-        _ => {
-            let text = [received.queue.as_bytes(), b"\0", &received.body].concat();
-            Uuid::new_v5(&Uuid::NAMESPACE_OID, &text).to_string()
-        }
-    };
+    let text = [received.queue.as_bytes(), b"\0", &received.body].concat();
+    let digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, &text);
+    let id = received.message_id.as_ref().map_or_else(|| digest.to_string(), |id| format!("{id} {digest}"));
     (received.queue.clone(), id)
 }
 

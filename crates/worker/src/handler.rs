@@ -3,7 +3,10 @@
 use crate::header;
 use broker::{Delivery, Ticket};
 use chrono::{DateTime, Utc};
-use domain::{Envelope, Failure, envelope};
+use domain::{
+    Envelope, Failure,
+    envelope::{self, identifies, is_blank},
+};
 use process::{InHand, Pulse, Stop};
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -37,9 +40,9 @@ pub struct Received {
     pub routing_key: String,
     /// The AMQP `type`; `None` means the exchange's first shape.
     pub kind: Option<String>,
-    /// The AMQP message id. Other programs' messages may lack one.
+    /// The AMQP message id, if there's one that [identifies](identifies) anything. Other programs' messages may lack one.
     pub message_id: Option<String>,
-    /// The request that it follows from.
+    /// The request that it follows from, if it has an id that identifies anything.
     pub correlation_id: Option<String>,
     /// The headers.
     pub headers: BTreeMap<String, String>,
@@ -51,6 +54,8 @@ pub struct Received {
     pub(crate) redelivered: bool,
     /// How many processes have died while handling it since it was last published.
     pub(crate) deaths: u32,
+    /// A message id with the NUL character in it: whoever sent it meant something by it.
+    pub(crate) broken_id: Option<String>,
     pub(crate) ticket: Option<Ticket>,
 }
 
@@ -69,6 +74,7 @@ impl Received {
             body: body.into(),
             redelivered: false,
             deaths: 0,
+            broken_id: None,
             ticket: None,
         }
     }
@@ -79,14 +85,23 @@ impl Received {
         failed.saturating_add(self.deaths)
     }
 
-    /// The headers that it was published with, without those that tell of failures and of its end.
+    /// The headers that it was published with, without those that tell of failures and of its end. With a message id that
+    /// can't be used as one, as far as it can be written.
     pub fn own_headers(&self) -> BTreeMap<String, String> {
-        const OURS: [&str; 4] =
-            [envelope::header::ATTEMPTS, envelope::header::ERROR, envelope::header::FAILED_AT, header::DIED_IN];
-        const BROKERS: [&str; 3] = ["x-death", "x-first-death-", "x-last-death-"];
+        const OURS: [&str; 5] = [
+            envelope::header::ATTEMPTS,
+            envelope::header::ERROR,
+            envelope::header::FAILED_AT,
+            header::DIED_IN,
+            header::SET_ASIDE,
+        ];
+        const BROKERS: [&str; 5] =
+            ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count"];
         let mut headers = self.headers.clone();
         headers
             .retain(|name, _| !OURS.contains(&name.as_str()) && !BROKERS.iter().any(|prefix| name.starts_with(prefix)));
+        headers
+            .extend(self.broken_id.iter().map(|id| (header::ORIGINAL_MESSAGE_ID.into(), id.replace('\0', "\u{fffd}"))));
         headers
     }
 }
@@ -107,18 +122,23 @@ impl From<Delivery> for Received {
     fn from(delivery: Delivery) -> Self {
         let headers = delivery.headers;
         let exact = headers.get(envelope::header::PUBLISHED_AT_MS).and_then(|text| text.parse().ok());
+        let (message_id, broken_id) = match delivery.message_id {
+            Some(id) if id.contains('\0') => (None, Some(id)),
+            id => (id.filter(|id| identifies(id)), None),
+        };
         Self {
             queue: delivery.queue,
             exchange: headers.get(header::ORIGINAL_EXCHANGE).cloned().unwrap_or(delivery.exchange),
             routing_key: headers.get(header::ORIGINAL_ROUTING_KEY).cloned().unwrap_or(delivery.routing_key),
-            kind: delivery.kind,
-            message_id: delivery.message_id,
-            correlation_id: delivery.correlation_id,
+            kind: delivery.kind.filter(|kind| !is_blank(kind)),
+            message_id,
+            correlation_id: delivery.correlation_id.filter(|id| identifies(id)),
             published_at: exact.and_then(DateTime::from_timestamp_millis).or(delivery.timestamp),
             headers,
             body: delivery.body,
             redelivered: delivery.redelivered,
             deaths: 0,
+            broken_id,
             ticket: Some(delivery.ticket),
         }
     }

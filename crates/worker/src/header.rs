@@ -6,3 +6,7 @@ pub const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
 pub const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 /// The queue whose worker dead-lettered the message.
 pub const DIED_IN: &str = "x-died-in";
+/// Which setting aside it is: each has an id of its own, though it may be of the same message as another.
+pub const SET_ASIDE: &str = "x-set-aside";
+/// The message id of a dead letter as it was published, where that can't be used.
+pub const ORIGINAL_MESSAGE_ID: &str = "x-original-message-id";

@@ -63,7 +63,13 @@ pub(crate) fn retry(received: &Received, failed: u32, delay: Duration) -> Envelo
 /// The message, set aside for this reason.
 pub(crate) fn dead_letter(received: &Received, failed: u32, error: &anyhow::Error, now: DateTime<Utc>) -> Envelope {
     let mut envelope = onward(received, exchange::DEAD_LETTER.into());
-    let death = Death { queue: received.queue.to_string(), error: reason(error), attempts: failed, failed_at: now };
+    let death = Death {
+        queue: received.queue.to_string(),
+        error: reason(error),
+        attempts: failed,
+        failed_at: Some(now),
+        set_aside: Some(Uuid::new_v4().to_string()),
+    };
     death.write(&mut envelope.headers);
     envelope
 }
@@ -75,7 +81,8 @@ pub(crate) fn cut(mut envelope: Envelope, refusal: &str) -> Envelope {
     let error = envelope.headers.entry(ERROR.into()).or_default();
     let note = format!("only {} of its {whole} bytes are kept: {refusal}; ", envelope.body.len());
     error.insert_str(0, &note);
-    envelope.headers.retain(|name, _| [ATTEMPTS, ERROR, FAILED_AT, header::DIED_IN].contains(&&**name));
+    const KEPT: [&str; 5] = [ATTEMPTS, ERROR, FAILED_AT, header::DIED_IN, header::SET_ASIDE];
+    envelope.headers.retain(|name, _| KEPT.contains(&&**name));
     envelope
 }
 
@@ -165,8 +172,10 @@ mod tests {
         received
     }
 
+    /// But for the id of the setting aside, which is always another.
     fn headers(envelope: &Envelope) -> Vec<(&str, &str)> {
-        envelope.headers.iter().map(|(name, value)| (&**name, &**value)).collect()
+        let headers = envelope.headers.iter().filter(|(name, _)| *name != header::SET_ASIDE);
+        headers.map(|(name, value)| (&**name, &**value)).collect()
     }
 
     #[test]
@@ -207,6 +216,20 @@ mod tests {
                 ("x-published-at-ms", "5"),
             ]
         );
+    }
+
+    #[test]
+    fn each_setting_aside_of_a_message_is_another_and_a_retry_of_the_dead_letter_is_the_same() {
+        let died = || dead_letter(&received(), 3, &anyhow!("unknown user"), DateTime::UNIX_EPOCH);
+        let (one, other) = (died(), died());
+        assert_ne!(one.headers[header::SET_ASIDE], other.headers[header::SET_ASIDE]);
+        let mut arrived = Received::new("dead_letter", one.body.clone());
+        arrived.headers = one.headers.clone();
+        let again = retry(&arrived, 1, DELAYS[1]);
+        assert_eq!(again.headers[header::SET_ASIDE], one.headers[header::SET_ASIDE]);
+        // But a message that was replayed from there is set aside anew, even by the broker.
+        assert!(!arrived.own_headers().contains_key(header::SET_ASIDE));
+        assert!(cut(one, "too large").headers.contains_key(header::SET_ASIDE));
     }
 
     #[test]

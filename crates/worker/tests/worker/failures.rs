@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 use test_support::{TestVhost, eventually};
+use uuid::Uuid;
 use worker::{Death, Item, Outgoing, Received, Step, Worker};
 
 fn texts(count: usize) -> Vec<String> {
@@ -104,7 +105,8 @@ fn a_transient_failure_comes_back_later_with_its_attempts_and_dies_after_the_las
 
     let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).first().map(death).expect("one dead letter");
     assert_eq!((&*id, &*death.error, death.attempts), ("hopeless", "the disk is full", 3));
-    assert!(death.failed_at > began_at && death.failed_at <= Utc::now(), "{}", death.failed_at);
+    let failed_at = death.failed_at.expect("it says when");
+    assert!(failed_at > began_at && failed_at <= Utc::now(), "{failed_at}");
 }
 
 #[test]
@@ -172,6 +174,12 @@ fn in_one_batch<F>(mut worker: Worker<F>, messages: usize) -> Worker<F> {
     worker
 }
 
+/// What the ledger knows a message of [`publish`] by.
+fn on_record(text: &str) -> String {
+    let content = [QUEUE.as_bytes(), b"\0", json!(text).to_string().as_bytes()].concat();
+    format!("{text} {}", Uuid::new_v5(&Uuid::NAMESPACE_OID, &content))
+}
+
 fn attempt(message_id: &str) -> Suspect<'_> {
     Suspect { queue: QUEUE, message_id }
 }
@@ -182,14 +190,15 @@ fn redelivered_messages_are_on_record_while_they_run_and_suspects_run_alone() {
     publish(vhost.url(), ["a", "b", "suspect", "c", "killer"]);
     hand_out_once(vhost.url(), 5);
     let ledger = Arc::new(MemoryLedger::default());
-    ledger.begin(&[attempt("suspect")]).unwrap();
-    (0..3).for_each(|_| ledger.begin(&[attempt("killer")]).unwrap());
+    ledger.begin(&[attempt(&on_record("suspect"))]).unwrap();
+    (0..3).for_each(|_| ledger.begin(&[attempt(&on_record("killer"))]).unwrap());
 
     let notes = Notes::default();
     let (noted, seen) = (notes.clone(), ledger.clone());
     let handler = move |batch: &[Item<String>], _: &mut Outgoing, _: &Step| {
         let texts: Vec<_> = batch.iter().map(|item| item.message.as_str()).collect();
-        let suspects: Vec<_> = texts.iter().map(|text| attempt(text)).collect();
+        let known: Vec<_> = texts.iter().map(|text| on_record(text)).collect();
+        let suspects: Vec<_> = known.iter().map(|id| attempt(id)).collect();
         noted.add(format!("{} with {:?} on record", texts.join(" "), seen.counts(&suspects)?));
         Ok(())
     };
@@ -200,6 +209,69 @@ fn redelivered_messages_are_on_record_while_they_run_and_suspects_run_alone() {
     let (id, death) = drain(vhost.url(), queue::DEAD_LETTER).first().map(death).expect("one dead letter");
     assert_eq!((&*id, death.attempts), ("killer", 3));
     assert_eq!(death.error, "its worker died while handling it (3 times)");
+}
+
+#[test]
+fn a_message_isnt_suspected_for_what_another_one_with_its_id_did() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), []);
+    for text in ["killer", "innocent"] {
+        assert!(vhost.publish(QUEUE, QUEUE, &json!({"message_id": "42"}), json!(text).to_string().as_bytes()));
+    }
+    hand_out_once(vhost.url(), 2);
+    let ledger = Arc::new(MemoryLedger::default());
+    let killer = on_record("killer").replace("killer ", "42 ");
+    (0..3).for_each(|_| ledger.begin(&[attempt(&killer)]).unwrap());
+    let notes = Notes::default();
+    let noted = notes.clone();
+    let handler = move |batch: &[Item<String>], _: &mut Outgoing, _: &Step| {
+        batch.iter().for_each(|item| noted.add(&item.message));
+        Ok(())
+    };
+    run_until_idle(|| in_one_batch(worker(vhost.url(), ledger.clone(), handler.clone()), 2), || dead(vhost.url()) == 1);
+    assert_eq!(notes.all(), ["innocent"]);
+    let bodies: Vec<_> = drain(vhost.url(), queue::DEAD_LETTER).into_iter().map(|dead| dead.body).collect();
+    assert_eq!(bodies, [b"\"killer\""]);
+}
+
+#[test]
+fn a_count_of_attempts_that_cannot_grow_is_as_good_as_the_last() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), []);
+    let headers = json!({"headers": {"x-attempts": u32::MAX.to_string()}});
+    assert!(vhost.publish(QUEUE, QUEUE, &headers, b"\"x\""));
+    let failing = |_: &[Item<String>], _: &mut Outgoing, _: &Step| Err(anyhow::anyhow!("it fails").into());
+    let ledger = Arc::new(MemoryLedger::default());
+    run_until_idle(|| worker(vhost.url(), ledger.clone(), failing), || dead(vhost.url()) == 1);
+    let (_, death) = drain(vhost.url(), queue::DEAD_LETTER).first().map(death).expect("one dead letter");
+    assert_eq!((death.attempts, &*death.error), (u32::MAX, "it fails"));
+}
+
+#[test]
+fn an_id_that_identifies_nothing_is_none_and_an_empty_type_is_the_first_shape() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), []);
+    for property in ["", " ", "\t"] {
+        let properties = json!({"message_id": property, "correlation_id": property, "type": property});
+        assert!(vhost.publish(QUEUE, QUEUE, &properties, b"\"blank\""));
+    }
+    assert!(vhost.publish(QUEUE, QUEUE, &json!({"message_id": "a\0b", "correlation_id": "c\0"}), b"\"nul\""));
+    let notes = Notes::default();
+    let noted = notes.clone();
+    let handler = move |batch: &[Item<String>], _: &mut Outgoing, _: &Step| {
+        for Item { message, received } in batch {
+            let Received { kind, message_id, correlation_id, .. } = received;
+            noted.add(format!("{message} {kind:?} {message_id:?} {correlation_id:?}"));
+        }
+        Ok(())
+    };
+    let ledger = Arc::new(MemoryLedger::default());
+    run_until_idle(|| worker(vhost.url(), ledger.clone(), handler.clone()), || dead(vhost.url()) == 1);
+    assert_eq!(notes.all(), ["blank None None None"; 3]);
+    let dead = drain(vhost.url(), queue::DEAD_LETTER).pop().expect("one dead letter");
+    let (id, death) = death(&dead);
+    assert_eq!((death.attempts, &*death.error), (1, "its message id contains the NUL character"));
+    assert!(!id.contains('\0') && dead.headers["x-original-message-id"] == "a\u{fffd}b", "{id:?}");
 }
 
 #[test]
