@@ -52,7 +52,7 @@ build: ## Build the binaries (release)
 # The servers stay for the next run; a CI machine is left as it was.
 .PHONY: test
 test: ## Run every test, against the real servers
-	@deploy/local/install build run
+	@deploy/local/install build run test
 	@if [ -n "$$CI" ] && ! deploy/local/servers status >/dev/null; then trap 'deploy/local/servers down' EXIT; fi; \
 	set -e; run() { echo "$$*"; "$$@"; }; \
 	deploy/local/servers up; \

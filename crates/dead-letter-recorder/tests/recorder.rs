@@ -1,6 +1,6 @@
 //! Every dead letter becomes a row.
 
-use broker::{Publisher, Session};
+use broker::{Consumer, Publisher, Session};
 use dead_letter_recorder::{Recorder, SERVICE};
 use domain::{
     Envelope,
@@ -20,7 +20,7 @@ use storage::{
     dead_letters::{self, DeadLetter},
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
-use worker::{Consuming, Settings, Worker};
+use worker::{BatchHandler as _, Consuming, Item, Outgoing, Received, Settings, Step, Worker};
 
 const RETRY_MS: u64 = 200;
 
@@ -128,14 +128,27 @@ fn a_workers_dead_letter_is_recorded_once_for_each_death() {
     replayed.headers.insert(header::REPLAY.into(), "1".into());
     let mut elsewhere = dead("m1");
     elsewhere.headers.insert(worker::header::DIED_IN.into(), "update_feed.04".into());
-    fleet.publish(&[dead("m1"), dead("m1"), replayed, elsewhere, dead("last")]);
+    let mut other = dead("m1");
+    other.body = br#"{"id":2}"#.to_vec();
+    let mut later = dead("m1");
+    later.headers.insert(header::FAILED_AT.into(), "2024-05-01T10:00:00.124Z".into());
+    let mut another = dead("m1");
+    another.headers.insert(worker::header::SET_ASIDE.into(), "s2".into());
+    // Copied with its headers by somebody else, and died of it.
+    let mut copied = another.clone();
+    copied.body = b"copied".to_vec();
+    let deaths = [dead("m1"), replayed, elsewhere, other, later, another, copied];
+    // A publisher that doesn't hear the confirm publishes the same again.
+    fleet.publish(&deaths);
+    fleet.publish(&deaths);
+    fleet.publish(&[dead("last")]);
     let letters = fleet.record(|| {
         eventually("the last one", || {
             fleet.letters(1).iter().any(|letter| letter.message_id.as_deref() == Some("last")).then_some(())
         });
-        fleet.letters(4)
+        fleet.letters(8)
     });
-    assert_eq!(letters.len(), 4);
+    assert_eq!(letters.len(), 8);
     let DeadLetter { queue, message_id, kind, correlation_id, exchange, routing_key, error, attempts, body, .. } =
         &letters[0];
     assert_eq!(
@@ -175,7 +188,60 @@ fn whatever_anybody_puts_into_the_queue_is_recorded() {
     assert_eq!(garbage.error, "another program published it as a dead letter, without a reason");
     assert_eq!((&*garbage.queue, &*garbage.exchange, &*garbage.routing_key), ("dead_letter", "", "dead_letter"));
     assert_eq!((garbage.attempts, garbage.kind.as_deref()), (0, Some("no\u{fffd}type")));
-    assert_eq!(of(b"long")[0].queue.len(), 255);
+    assert_eq!(of(b"long")[0].queue, "dead_letter", "no queue has such a name");
+    assert_eq!(fleet.depth(), 0);
+}
+
+#[test]
+fn what_died_with_an_unusable_id_is_recorded_with_what_can_be_written_of_it() {
+    let fleet = Fleet::new();
+    let headers = json!({"x-died-in": "", "x-failed-at": "2024-05-01T10:00:00Z"});
+    for id in ["", " ", "a\0b", "a\0b"] {
+        let properties = json!({"headers": headers, "message_id": id, "correlation_id": id});
+        assert!(fleet.vhost.publish(exchange::DEAD_LETTER, "publish_tweet", &properties, b"{}"));
+    }
+    let letters = fleet.record(|| fleet.letters(4));
+    assert_eq!(letters.len(), 4);
+    assert!(letters.iter().all(|letter| letter.message_id.is_none() && letter.correlation_id.is_none()));
+    assert!(letters.iter().all(|letter| letter.queue == "publish_tweet"));
+    let written = letters.iter().filter(|letter| letter.headers["x-original-message-id"] == "a\u{fffd}b");
+    assert_eq!(written.count(), 2);
+    assert_eq!(fleet.depth(), 0);
+}
+
+#[test]
+fn a_dead_letter_that_is_delivered_again_after_its_commit_is_one_row() {
+    let fleet = Fleet::new();
+    let mut set_aside = dead("m1");
+    set_aside.headers.insert(worker::header::SET_ASIDE.into(), "s1".into());
+    // The broker's own: it expires in a retry queue and comes here.
+    let mut expired = Envelope::new("retry.200ms", queue::DEAD_LETTER, b"expired".to_vec());
+    expired.message_id = "m1".into();
+    fleet.publish(&[set_aside, dead("m1"), expired]);
+
+    // A recorder that dies between its commit and the acknowledgement.
+    let mut consumer = Consumer::new(&fleet.broker(), "test", vec![queue::DEAD_LETTER.into()], 10);
+    let mut recorder = Recorder::new(fleet.database.database().clone());
+    let mut recorded = 0;
+    eventually("all are recorded", || {
+        let batch = consumer.next_batch(10, Duration::ZERO, Duration::from_secs(1)).expect("the broker answers");
+        let items: Vec<_> = batch
+            .into_iter()
+            .map(|delivery| {
+                let received = Received::from(delivery);
+                Item { message: recorder.decode(&received).expect("nothing is refused"), received }
+            })
+            .collect();
+        recorder.handle(&items, &mut Outgoing::default(), &Step::unlimited()).expect("they are recorded");
+        recorded += items.len();
+        (recorded == 3).then_some(())
+    });
+    drop(consumer);
+
+    // What is returned comes before it.
+    fleet.publish(&[dead("last")]);
+    let letters = fleet.record(|| fleet.letters(4));
+    assert_eq!(letters.len(), 4);
     assert_eq!(fleet.depth(), 0);
 }
 

@@ -138,8 +138,7 @@ fn list(args: &List, context: &Context, out: &mut dyn Write) -> anyhow::Result<O
     let mut conn = context.database()?.connection()?;
     let letters = dead_letters::list(&mut conn, args.state.column(), args.queue.as_deref(), args.before, args.limit)?;
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &letters.iter().map(head_json).collect::<Vec<_>>())?;
-        writeln!(out)?;
+        output::json(out, &letters.iter().map(head_json).collect::<Vec<_>>())?;
         return Ok(Outcome::Done);
     }
     let rows: Vec<_> = letters
@@ -193,8 +192,7 @@ fn show(args: &Show, context: &Context, out: &mut dyn Write) -> anyhow::Result<O
             Body::Text(text) => json["body"] = text.into(),
             Body::Binary(bytes) => json["bodyHex"] = hex(bytes, "").into(),
         }
-        serde_json::to_writer_pretty(&mut *out, &json)?;
-        writeln!(out)?;
+        output::json(out, &json)?;
         return Ok(Outcome::Done);
     }
     let text = |text: &Option<String>| visible(text.as_deref().unwrap_or("-"));

@@ -1,7 +1,7 @@
 use crate::{
     Outcome,
     context::Context,
-    duration,
+    duration, output,
     progress::Progress,
     verify::{findings_json, write_findings},
 };
@@ -107,7 +107,6 @@ fn write_json(totals: &Totals, findings: &[Finding], is_wrong: bool, out: &mut d
         "parked": totals.parked,
         "checks": findings_json(findings),
     });
-    serde_json::to_writer_pretty(&mut *out, &report)?;
-    writeln!(out)?;
+    output::json(out, &report)?;
     Ok(())
 }

@@ -6,7 +6,10 @@ use crate::{
 };
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Utc};
-use domain::stream::{ACCOUNT_EVENT, PAYLOAD_MAX, Payload};
+use domain::{
+    stream::{ACCOUNT_EVENT, PAYLOAD_MAX, Payload},
+    values::whole_clusters,
+};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use std::{
@@ -172,8 +175,7 @@ fn list(args: &List, context: &Context, out: &mut dyn Write) -> anyhow::Result<O
                 "lastError": parked.last_error,
             })
         });
-        serde_json::to_writer_pretty(&mut *out, &keys.collect::<Vec<_>>())?;
-        writeln!(out)?;
+        output::json(out, &keys.collect::<Vec<_>>())?;
         return Ok(Outcome::Done);
     }
     let rows: Vec<_> = keys
@@ -298,8 +300,7 @@ fn show_json(args: &Show, standing: &Standing, history: &[Change], out: &mut dyn
         behind: behind(standing),
         history: history.collect::<serde_json::Result<_>>()?,
     };
-    serde_json::to_writer_pretty(&mut *out, &shown)?;
-    writeln!(out)?;
+    output::json(out, &shown)?;
     Ok(Outcome::Done)
 }
 
@@ -322,7 +323,7 @@ fn show_text(args: &Show, standing: &Standing, history: &[Change], out: &mut dyn
         writeln!(out, "{:16}{value}", format!("{name}:"))?;
     }
     if let Some(payload) = &standing.payload {
-        let shown: String = payload.chars().take(args.max_payload).collect();
+        let shown = whole_clusters(payload, args.max_payload);
         let cut = if shown.len() < payload.len() { format!(", the first {}", shown.len()) } else { String::new() };
         writeln!(
             out,
@@ -331,7 +332,7 @@ fn show_text(args: &Show, standing: &Standing, history: &[Change], out: &mut dyn
             when(standing.generated_at),
             behind(standing),
             payload.len(),
-            visible_lines(&shown)
+            visible_lines(shown)
         )?;
     }
     if !history.is_empty() {

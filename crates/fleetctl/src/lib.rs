@@ -106,7 +106,7 @@ pub fn main() -> ! {
         Err(error) => {
             // What was written before it went wrong; that it did is being told.
             let _ = out.flush();
-            eprintln!("fleetctl: {error:#}");
+            eprintln!("fleetctl: {}", output::visible_lines(&format!("{error:#}")));
             2
         }
     };

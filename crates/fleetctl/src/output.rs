@@ -1,7 +1,12 @@
 //! What a terminal shows: columns, and messages of strangers that mustn't move its cursor.
 
 use chrono::{DateTime, Utc};
+use domain::values::whole_clusters;
 use serde::Serialize;
+use serde_json::{
+    Serializer,
+    ser::{CompactFormatter, Formatter, PrettyFormatter},
+};
 use std::{
     fmt::Write as _,
     io::{self, Write},
@@ -27,16 +32,44 @@ impl<W: Write> Write for Forgiving<W> {
     }
 }
 
-/// The text with every control character in visible form, so that it neither breaks a line nor steers the terminal.
+/// Whether a terminal takes the character for anything but one to be shown: it steers, breaks the line, turns the direction
+/// of writing, or isn't seen at all, so that a text looks like another one or a column is wider than it seems.
+fn disturbs(c: char) -> bool {
+    match c {
+        // Lines and paragraphs end.
+        '\u{2028}' | '\u{2029}' => true,
+        // Marks of interlinear annotations.
+        '\u{fff9}'..='\u{fffb}' => true,
+        // What Unicode has as `Default_Ignorable_Code_Point`: marks of direction, joiners and other characters without width,
+        // fillers, variation selectors, tags, and what is reserved for more of them.
+        '\u{ad}'
+        | '\u{34f}'
+        | '\u{61c}'
+        | '\u{115f}'..='\u{1160}'
+        | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}'
+        | '\u{feff}'
+        | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fff8}'
+        | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}' => true,
+        c => c.is_control(),
+    }
+}
+
+/// The text with every character that [`disturbs`] in visible form.
 pub(crate) fn visible(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        match c {
-            // Those that reverse the direction of writing can make a text look like another one.
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                shown.extend(c.escape_unicode());
-            }
-            c if c.is_control() => shown.extend(c.escape_default()),
-            c => shown.push(c),
+        if disturbs(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
         }
         shown
     })
@@ -48,23 +81,92 @@ pub(crate) fn visible_lines(text: &str) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// As [`visible`], cut to `max` characters.
+/// As [`visible`], cut to `max` characters, between what a reader takes for one each.
 pub(crate) fn short(text: &str, max: usize) -> String {
     let text = visible(text);
     match text.char_indices().nth(max) {
         None => text,
-        Some(_) => text.chars().take(max.saturating_sub(1)).chain(['…']).collect(),
+        Some(_) => whole_clusters(&text, max.saturating_sub(1)).to_owned() + "…",
     }
 }
 
-/// Writes a JSON value, with line breaks.
+/// Writes a JSON value, with line breaks. What [`disturbs`] a terminal is written as JSON's `\uXXXX`, which says the same.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
+    value.serialize(&mut Serializer::with_formatter(&mut *out, Calm(PrettyFormatter::new())))?;
     writeln!(out)
 }
 
-/// Writes rows in columns as wide as their widest cell. Cells are to be [`visible`].
+/// As [`json`], on one line.
+pub(crate) fn json_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    value.serialize(&mut Serializer::with_formatter(&mut *out, Calm(CompactFormatter)))?;
+    writeln!(out)
+}
+
+/// A form of JSON without the characters that disturb.
+struct Calm<F>(F);
+
+fn write_calm(out: &mut (impl Write + ?Sized), text: &str, disturbs: impl Fn(char) -> bool) -> io::Result<()> {
+    let mut rest = text;
+    while let Some((at, c)) = rest.char_indices().find(|(_, c)| disturbs(*c)) {
+        out.write_all(&rest.as_bytes()[..at])?;
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            write!(out, "\\u{unit:04x}")?;
+        }
+        rest = &rest[at + c.len_utf8()..];
+    }
+    out.write_all(rest.as_bytes())
+}
+
+impl<F: Formatter> Formatter for Calm<F> {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        write_calm(out, fragment, disturbs)
+    }
+
+    fn write_raw_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        // JSON that is there already. Outside of its strings there is nothing but ASCII, line breaks among it.
+        write_calm(out, fragment, |c| !c.is_ascii() && disturbs(c))
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.begin_array(out)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_array(out)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(out, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_array_value(out)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.begin_object(out)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_object(out)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(out)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_object_value(out)
+    }
+}
+
+/// Writes rows in columns as wide as their widest cell, with every cell [`visible`].
 pub(crate) fn table(out: &mut dyn Write, header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
     let width = |text: &str| text.chars().count();
     let widths: Vec<usize> = header
         .iter()
@@ -144,10 +246,25 @@ mod tests {
     fn a_strangers_text_cant_steer_the_terminal() {
         assert_eq!(visible("a\x1b[2Jb\nc\u{9b}d"), r"a\u{1b}[2Jb\nc\u{9b}d");
         assert_eq!(visible("a\u{202e}b"), r"a\u{202e}b");
+        for hidden in [
+            0x7f, 0x9f, 0xad, 0x34f, 0x61c, 0x1160, 0x180e, 0x200b, 0x200d, 0x200e, 0x2028, 0x2029, 0x2060, 0x2066,
+            0x206f, 0x3164, 0xfe0f, 0xfeff, 0xfffb, 0x1d173, 0xe0001, 0xe0041, 0xe0100,
+        ] {
+            let text = format!("a{}b", char::from_u32(hidden).unwrap());
+            assert_eq!(visible(&text), format!(r"a\u{{{hidden:x}}}b"));
+            let mut out = Vec::new();
+            json(&mut out, &[&text]).unwrap();
+            assert_eq!(serde_json::from_slice::<[String; 1]>(&out).unwrap(), [text], "the same is said");
+            let out = String::from_utf8(out).unwrap();
+            assert!(out.chars().all(|c| c == '\n' || !disturbs(c)), "{out:?}");
+        }
+        assert_eq!(visible("e\u{301} ع क्षि"), "e\u{301} ع क्षि");
         assert_eq!(visible("žluťoučký 雁"), "žluťoučký 雁");
         assert_eq!(visible_lines("a\tb\r\nc\x07"), "a\tb\nc\\u{7}");
         assert_eq!(short("abcdef", 6), "abcdef");
         assert_eq!(short("abcdefg", 6), "abcde…");
+        assert_eq!(short("abcde\u{301}fg", 6), "abcd…");
+        assert_eq!(short("🇨🇿🇨🇿🇨🇿", 4), "🇨🇿…");
     }
 
     #[test]
@@ -156,6 +273,9 @@ mod tests {
         let rows = [vec!["1".into(), "žluť".into(), "x".into()], vec!["100".into(), "b".into(), String::new()]];
         table(&mut out, &["ID", "B", "C"], &rows).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "ID   B     C\n1    žluť  x\n100  b\n");
+        let mut out = Vec::new();
+        table(&mut out, &["A", "B"], &[vec!["1\u{2028}".into(), "2\u{200b}".into()]]).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "A          B\n1\\u{2028}  2\\u{200b}\n");
     }
 
     #[test]

@@ -91,8 +91,7 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
     let report = look(&args.stream, context)?;
     match args.json {
         true => {
-            serde_json::to_writer_pretty(&mut *out, &report)?;
-            writeln!(out)?;
+            output::json(out, &report)?;
         }
         false => report.write_text(out)?,
     }

@@ -1,4 +1,10 @@
-use crate::{Outcome, context::Context, duration, output::visible, progress::Progress};
+use crate::{
+    Outcome,
+    context::Context,
+    duration,
+    output::{self, visible},
+    progress::Progress,
+};
 use anyhow::Context as _;
 use broker::Session;
 use serde_json::json;
@@ -199,8 +205,7 @@ impl Report {
             "checks": findings_json(&self.findings),
             "waitingDeadLetters": self.waiting_dead_letters,
         });
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        writeln!(out)?;
+        output::json(out, &report)?;
         Ok(())
     }
 }

@@ -28,7 +28,8 @@ impl<'kvs> VisitSource<'kvs> for Pairs<'_> {
         let mut text = Text(None);
         value.visit(&mut text)?;
         if let Text(Some(text)) = text {
-            let plain = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '=' | '\\');
+            // What isn't seen for what it is, such as a mark of direction, is escaped in quotes.
+            let plain = |c: char| !c.is_whitespace() && c != '=' && c.escape_debug().eq([c]);
             let _ = if !text.is_empty() && text.chars().all(plain) {
                 write!(self.0, " {key}={text}")
             } else {
@@ -84,5 +85,7 @@ mod tests {
         assert_eq!(written.matches(char::is_control).collect::<String>(), "\n");
         assert!(written.ends_with("\n"));
         assert!(written.contains(r#"one\ntwo\r\u{1b}[31m error="a b\nc=\"d\"\t\\ \u{85}\u{2028}""#), "{written}");
+        let hidden = line("done", &[("message_id", Some("a\u{202e}\u{61c}\u{200b}b")), ("key", Some("žluť"))]);
+        assert!(hidden.ends_with(" message_id=\"a\\u{202e}\\u{61c}\\u{200b}b\" key=žluť\n"), "{hidden}");
     }
 }

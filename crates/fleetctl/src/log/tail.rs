@@ -3,7 +3,7 @@ use super::{
     message::{Message, Reader},
     stream::{self, Stream},
 };
-use crate::{Outcome, context::Context, interrupt::Interrupt};
+use crate::{Outcome, context::Context, interrupt::Interrupt, output};
 use anyhow::Context as _;
 use std::{
     io::{self, Write as _},
@@ -116,10 +116,9 @@ fn write(messages: &[Message], args: &Args) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for message in messages {
         match args.json {
-            true => serde_json::to_writer(&mut out, message)?,
-            false => write!(out, "{}", message.line(args.full))?,
+            true => output::json_line(&mut out, message)?,
+            false => writeln!(out, "{}", message.line(args.full))?,
         }
-        writeln!(out)?;
     }
     out.flush()
 }
