@@ -85,7 +85,7 @@ impl Message for PublishTweet {
     }
 }
 
-/// A half-open range of follower ids: those with `after < id <= upto`. One that could hold nobody isn't read from a
+/// A half-open range of follower ids: those with `after < id <= upto`. One that ends before it begins isn't read from a
 /// message: whoever sent it meant something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Bounds")]
@@ -108,8 +108,8 @@ impl TryFrom<Bounds> for FollowerRange {
     fn try_from(Bounds { after, upto }: Bounds) -> Result<Self, Invalid> {
         if after < UserId(0) {
             Err(Invalid("after must be at least 0".into()))
-        } else if after >= upto {
-            Err(Invalid("after must be below upto".into()))
+        } else if after > upto {
+            Err(Invalid("after must be at most upto".into()))
         } else {
             Ok(Self { after, upto })
         }

@@ -106,6 +106,39 @@ fn what_is_unknown_or_misshapen_is_set_aside_alone() {
 }
 
 #[test]
+fn what_no_column_holds_is_refused_at_once_and_the_most_that_one_holds_is_handled() {
+    let stage = Stage::new(1);
+    let tweet = stage.db.post(stage.author, "hello");
+    let body = |field: &str, value: Value| {
+        let mut body = serde_json::to_value(PublishTweet(tweet.clone())).unwrap();
+        body[field] = value;
+        Received::new(queue::PUBLISH_TWEET, body.to_string())
+    };
+    let good = [
+        body("createdAt", "0000-01-01T00:00:00Z".into()),
+        body("createdAt", "9999-12-31T23:59:59.999999999Z".into()),
+        body("text", "😀".repeat(140).into()),
+    ];
+    let handled = stage.handle(good);
+    assert!(handled.is_done() && handled.published.len() == 3, "{handled:?}");
+    let bad = [
+        body("createdAt", "-0001-12-31 23:59:59".into()),
+        body("createdAt", "9999-12-31T23:59:59-01:00".into()),
+        body("createdAt", "+262142-12-31 23:59:59".into()),
+        body("text", "a\0b".into()),
+        body("author", "a\0b".into()),
+        body("id", u64::MAX.into()),
+        body("id", i64::MIN.into()),
+        body("authorId", json!(1e300)),
+        body("authorId", i64::MIN.into()),
+    ];
+    let count = bad.len();
+    let handled = stage.handle(bad);
+    assert_eq!(handled.dead.len(), count, "{handled:?}");
+    assert!(handled.published.is_empty());
+}
+
+#[test]
 fn a_database_that_is_away_is_waited_for() {
     let stage = Stage::new(1);
     let tweet = stage.db.post(stage.author, "hello");

@@ -6,7 +6,7 @@ use domain::{
     values::Channel,
 };
 use feed_updater::Updater;
-use serde_json::Value;
+use serde_json::{Value, json};
 use test_support::TestDatabase;
 use worker::{
     Received,
@@ -142,6 +142,46 @@ fn what_is_unknown_or_misshapen_is_set_aside_alone() {
     assert_eq!(dead, [(1, "unknown tweet"), (2, "unknown user"), (3, "wrong shape")]);
     assert_eq!(stage.feeds(), [stage.readers(0, 1), stage.readers(3, 4)].concat());
     assert_eq!(handled.published.len(), 4, "two channels each of the good ones");
+}
+
+#[test]
+fn what_no_column_holds_is_refused_at_once_and_the_most_that_one_holds_is_handled() {
+    let stage = Stage::new();
+    let body = |change: &[(&str, Value)]| {
+        let mut body =
+            serde_json::to_value(UpdateFeed { tweet: stage.tweet.clone(), follower_id: stage.readers[0] }).unwrap();
+        change.iter().for_each(|(field, value)| body[*field] = value.clone());
+        let mut received = Received::new("update_feed.00", body.to_string());
+        received.kind = body.get("upto").map(|_| "update_feed.chunk".into());
+        received
+    };
+    let range = |after: i64, upto: i64| body(&[("after", after.into()), ("upto", upto.into())]);
+    let good = [
+        body(&[("createdAt", "0000-01-01T00:00:00Z".into())]),
+        body(&[("createdAt", "9999-12-31T23:59:59.999999999Z".into())]),
+        body(&[("text", "😀".repeat(140).into()), ("unknown", json!([1, {}]))]),
+        range(0, i64::MAX),
+        range(i64::MAX, i64::MAX),
+    ];
+    let handled = stage.handle(good);
+    assert!(handled.is_done(), "{handled:?}");
+    let bad = [
+        body(&[("createdAt", "-0001-12-31 23:59:59".into())]),
+        body(&[("createdAt", "9999-12-31T23:59:59-01:00".into())]),
+        body(&[("createdAt", "+262142-12-31 23:59:59".into())]),
+        body(&[("text", "a\0b".into())]),
+        body(&[("author", "a\0b".into())]),
+        body(&[("id", u64::MAX.into())]),
+        body(&[("id", i64::MIN.into())]),
+        body(&[("followerId", json!(1e300))]),
+        body(&[("followerId", i64::MIN.into())]),
+        range(-1, 5),
+        range(6, 5),
+        range(i64::MAX, i64::MIN),
+    ];
+    let count = bad.len();
+    let handled = stage.handle(bad);
+    assert_eq!(handled.dead.len(), count, "{handled:?}");
 }
 
 #[test]

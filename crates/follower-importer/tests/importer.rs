@@ -133,6 +133,29 @@ fn what_cannot_be_done_is_set_aside_alone_and_the_import_says_why() {
 }
 
 #[test]
+fn what_no_column_holds_is_refused_at_once() {
+    let stage = Stage::new();
+    let raw = |body: &str| Received::new(queue::ADD_FOLLOWERS, body);
+    let bad = [
+        received(&stage.foreign("a\0b", 1)),
+        received(&stage.foreign("huge", i64::MAX)),
+        received(&stage.foreign("less", i64::MIN)),
+        received(&AddFollowers { user_id: UserId(i64::MIN), ..stage.foreign("nobodys", 2) }),
+        received(&AddFollowers { import_id: Some(ImportId(i64::MIN)), ..stage.foreign("none", 2) }),
+        raw(r#"{"userId": 9223372036854775808, "followerLogin": "fan", "count": 1}"#),
+        raw(r#"{"userId": 1, "followerLogin": "fan", "count": 1e300}"#),
+    ];
+    let count = bad.len();
+    // With a limit that is beyond what the column holds.
+    let handled = testing::handle(&mut Importer::new(stage.db.database().clone(), STEP, u32::MAX), bad);
+    assert_eq!(handled.dead.len(), count, "{handled:?}");
+    let more = received(&stage.foreign("more", i64::from(i32::MAX) + 1));
+    let handled = testing::handle(&mut Importer::new(stage.db.database().clone(), STEP, u32::MAX), [more]);
+    assert!(matches!(&handled.dead[..], [(0, why)] if why == "count must be between 1 and 2147483647"), "{handled:?}");
+    assert_eq!(stage.followers(), 0);
+}
+
+#[test]
 fn a_database_that_is_away_is_waited_for_and_a_query_that_fails_is_tried_again() {
     let stage = Stage::new();
     let (id, order) = stage.order("fan", 2);

@@ -143,6 +143,32 @@ fn what_is_unknown_too_long_or_misshapen_is_set_aside_alone() {
 }
 
 #[test]
+fn what_no_column_holds_is_refused_at_once_and_the_most_that_one_holds_is_handled() {
+    let stage = Stage::new();
+    let ann = stage.by_email;
+    let range = |after: i64, upto: i64| {
+        chunk(&stage.tweet, FollowerRange { after: UserId(after), upto: UserId(upto) }, Channel::Email)
+    };
+    let handled = stage.handle(
+        Channel::Email,
+        [single(ann, &"😀".repeat(512), Some(&"x".repeat(255))), range(0, i64::MAX), range(i64::MAX, i64::MAX)],
+    );
+    assert!(handled.is_done(), "{handled:?}");
+    let bad = [
+        single(ann, "a\0b", Some("nul")),
+        single(UserId(i64::MIN), "text", Some("negative")),
+        Received::new("send_notification", r#"{"userId": 9223372036854775808, "text": "hello"}"#),
+        range(-1, 5),
+        range(6, 5),
+        range(i64::MAX, i64::MIN),
+        chunk(&Tweet { id: TweetId(i64::MIN), ..stage.tweet.clone() }, EVERYBODY, Channel::Email),
+    ];
+    let count = bad.len();
+    let handled = stage.handle(Channel::Email, bad);
+    assert_eq!(handled.dead.len(), count, "{handled:?}");
+}
+
+#[test]
 fn a_database_that_is_away_is_waited_for_and_a_query_that_fails_is_tried_again() {
     let stage = Stage::new();
     let message = || chunk(&stage.tweet, EVERYBODY, Channel::Email);

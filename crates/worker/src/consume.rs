@@ -2,13 +2,13 @@
 
 use crate::{
     BatchHandler, Consuming, Item, Outgoing, Queues, Received, Settings, Step,
-    handler::in_hand,
+    handler::{decode, in_hand},
     policy::{self, Course},
 };
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use broker::{Batch, Consumer, PublishError, Publisher, Reason};
 use chrono::Utc;
-use domain::{AttemptLedger, Envelope, Failure, Suspect, topology::queue};
+use domain::{AttemptLedger, Envelope, Failure, Suspect};
 use process::{Backoff, Pulse, Stop, catch};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -220,7 +220,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         let mut undecodable = Vec::new();
         self.pulse.begin(in_hand(&received));
         for received in received {
-            let error = match catch(|| check_id(&received).and_then(|()| self.handler.decode(&received))) {
+            let error = match catch(|| decode(&self.handler, &received)) {
                 Ok(Ok(message)) => {
                     items.push(Item { message, received });
                     continue;
@@ -490,14 +490,6 @@ fn by_queue(received: &[Received]) -> BTreeMap<Arc<str>, u64> {
         *counts.entry(received.queue.clone()).or_default() += 1;
     }
     counts
-}
-
-/// Refuses what claims an id that can't be kept. But a dead letter can't be refused, whatever its id.
-fn check_id(received: &Received) -> anyhow::Result<()> {
-    match received.broken_id {
-        Some(_) if &*received.queue != queue::DEAD_LETTER => bail!("its message id contains the NUL character"),
-        _ => Ok(()),
-    }
 }
 
 /// What the ledger knows a message by: its digest, behind its id if it has one. Other programs may give the same id to

@@ -1,11 +1,13 @@
 //! What a service implements, and what it's given.
 
 use crate::header;
+use anyhow::ensure;
 use broker::{Delivery, Ticket};
 use chrono::{DateTime, Utc};
 use domain::{
     Envelope, Failure,
     envelope::{self, identifies, is_blank},
+    topology::queue,
 };
 use process::{InHand, Pulse, Stop};
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -28,6 +30,15 @@ pub trait BatchHandler {
     /// # Errors
     /// See [`Failure`]. A failing batch comes again in halves, so that in the end each message fails for itself.
     fn handle(&mut self, batch: &[Item<Self::Message>], out: &mut Outgoing, step: &Step) -> Result<(), Failure>;
+}
+
+/// Decodes a message, unless it claims an id that can't be kept. But a dead letter can't be refused, whatever its id.
+pub(crate) fn decode<H: BatchHandler>(handler: &H, received: &Received) -> anyhow::Result<H::Message> {
+    ensure!(
+        received.broken_id.is_none() || &*received.queue == queue::DEAD_LETTER,
+        "its message id contains the NUL character"
+    );
+    handler.decode(received)
 }
 
 /// A message as it was received, undecoded.

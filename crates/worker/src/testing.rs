@@ -2,6 +2,7 @@
 
 use crate::{
     BatchHandler, Item, Outgoing, Received, Step,
+    handler::decode,
     policy::{self, Course},
 };
 use domain::{Envelope, Failure};
@@ -42,7 +43,7 @@ pub fn handle<H: BatchHandler>(handler: &mut H, messages: impl IntoIterator<Item
     let mut handled = Handled::default();
     let mut items = Vec::new();
     for (place, received) in messages.into_iter().enumerate() {
-        match handler.decode(&received) {
+        match decode(handler, &received) {
             Ok(message) => items.push((place, Item { message, received })),
             Err(error) => handled.dead.push((place, policy::reason(&error))),
         }
@@ -62,7 +63,7 @@ fn divide<H: BatchHandler>(handler: &mut H, places: &[usize], items: &[Item<H::M
         return;
     };
     let fate = |failure: &Failure| (places[0], policy::reason(failure.error()));
-    match policy::course(&failure, items.len(), &received.queue, received.attempts() + 1, DELAYS) {
+    match policy::course(&failure, items.len(), &received.queue, received.attempts().saturating_add(1), DELAYS) {
         Course::Wait => handled.waiting.extend(places),
         Course::Divide => {
             let ((left, right), (first, second)) = (places.split_at(items.len() / 2), items.split_at(items.len() / 2));

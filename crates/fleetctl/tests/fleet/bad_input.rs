@@ -152,7 +152,7 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                 bad_json(&with(&update, "followerId", NOBODY), "unknown user"),
                 bad_json(&with(&update, "text", long(TWEET_MAX)), "wrong shape: must be at most 140 characters long"),
                 chunk("update_feed", update.clone(), "wrong shape: missing field"),
-                chunk("update_feed", ranged(&update, 5, 4), "wrong shape: after must be below upto"),
+                chunk("update_feed", ranged(&update, 5, 4), "wrong shape: after must be at most upto"),
                 chunk("update_feed", ranged(&update, i64::MAX, i64::MIN), "wrong shape: after must be"),
                 chunk("update_feed", ranged(&update, -1, 4), "wrong shape: after must be at least 0"),
             ],
@@ -172,7 +172,7 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                 bad_json(&with(&notify(email), "text", " "), "text must not be empty"),
                 bad_json(&with(&notify(email), "text", "a\0b"), "text must not contain the NUL character"),
                 chunk("send_notification", notify_chunk.clone(), "unknown tweet"),
-                chunk("send_notification", ranged(&notify_chunk, 5, 4), "wrong shape: after must be below upto"),
+                chunk("send_notification", ranged(&notify_chunk, 5, 4), "wrong shape: after must be at most upto"),
             ],
         ),
         Kind::new(
