@@ -5,6 +5,7 @@
 //! - makes names in deliveries valid UTF-8: AMQP's may be any bytes, and the client gives up the connection over one that
 //!   isn't UTF-8, again and again, because the broker delivers the message again.
 
+use domain::envelope::SUBSTITUTE;
 use std::{
     io::{self, Read, Write},
     sync::{Arc, OnceLock},
@@ -175,7 +176,7 @@ fn agreed_heartbeat(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(arguments(bytes, CONNECTION_TUNE_OK)?.get(6..8)?.try_into().ok()?))
 }
 
-/// Puts `?` for each byte of a name that isn't UTF-8: exchange and routing key of a delivery, and the short strings
+/// Puts ASCII's SUB, which is there for it, in place of each byte of a name that isn't UTF-8: exchange and routing key of a delivery, and the short strings
 /// among its properties. A header's value that isn't UTF-8 only costs that header and those behind it.
 fn make_names_utf8(frame: &mut [u8]) {
     let kind = frame[0];
@@ -253,7 +254,7 @@ impl Fields<'_> {
         let mut text = self.take(length.into())?;
         while let Err(error) = std::str::from_utf8(text) {
             let wrong = error.valid_up_to();
-            text[wrong] = b'?';
+            text[wrong] = SUBSTITUTE;
             text = &mut text[wrong..];
         }
         Some(())
@@ -294,7 +295,7 @@ mod tests {
     #[test]
     fn names_become_utf8_however_the_bytes_come_and_nothing_else_changes() {
         let sent = [delivery(b"a\xFFb\xC3", b"\x80id"), delivery("aäb".as_bytes(), b"ids")].concat();
-        let expected = [delivery(b"a?b?", b"?id"), delivery("aäb".as_bytes(), b"ids")].concat();
+        let expected = [delivery(b"a\x1Ab\x1A", b"\x1Aid"), delivery("aäb".as_bytes(), b"ids")].concat();
         let mut random = SmallRng::seed_from_u64(3);
         for most in [1, 10, 1000, 100_000] {
             let (mut inbound, mut unread, mut received) = (Inbound::default(), &sent[..], Vec::new());

@@ -26,10 +26,14 @@ pub fn is_blank(text: &str) -> bool {
     text.chars().all(|c| c.is_whitespace() || c.is_control())
 }
 
-/// Whether something can be told by this id. One that is blank, too long, or holds the NUL character, which no text of the
-/// database does, counts as none, wherever an id of somebody else's is read.
+/// What stands in a name for each of its bytes that wasn't UTF-8.
+pub const SUBSTITUTE: u8 = 0x1a;
+
+/// Whether something can be told by this id. One that is blank, too long, holds the NUL character, which no text of the
+/// database does, or wasn't UTF-8, so that another may look the same, counts as none, wherever an id of somebody else's is
+/// read.
 pub fn identifies(id: &str) -> bool {
-    id.len() <= ID_MAX && !id.contains('\0') && !is_blank(id)
+    id.len() <= ID_MAX && !id.bytes().any(|byte| byte == 0 || byte == SUBSTITUTE) && !is_blank(id)
 }
 
 /// A message to be published.
@@ -100,7 +104,7 @@ mod tests {
         for id in ["42", " 42", "é", "a b", &"x".repeat(ID_MAX)] {
             assert!(identifies(id), "{id:?}");
         }
-        for id in ["", " ", "\t\u{a0}\n", "\0", "a\0b", "\u{1}", &"x".repeat(ID_MAX + 1)] {
+        for id in ["", " ", "\t\u{a0}\n", "\0", "a\0b", "a\u{1a}b", "\u{1}", &"x".repeat(ID_MAX + 1)] {
             assert!(!identifies(id), "{id:?}");
         }
     }
