@@ -31,9 +31,9 @@ fn publish(vhost: &TestVhost, messages: &[Value]) {
 }
 
 /// A message as Symfony's programs send it: no type, no id.
-fn message(exchange: &str, routing_key: impl ToString, body: &Value) -> Value {
+fn message(exchange: &str, routing_key: &str, body: &Value) -> Value {
     json!({
-        "exchange": exchange, "routingKey": routing_key.to_string(), "body": body.to_string(),
+        "exchange": exchange, "routingKey": routing_key, "body": body.to_string(),
         "properties": {"content_type": "text/plain", "delivery_mode": 2},
     })
 }
@@ -76,7 +76,7 @@ fn what_other_programs_publish_with_another_client_library_takes_effect() {
     for (n, (_, body)) in named.iter().enumerate() {
         let mut body = body.clone();
         body["followerId"] = [email, phone][n % 2].into();
-        messages.push(message("update_feed", &body["followerId"], &body));
+        messages.push(message("update_feed", &body["followerId"].to_string(), &body));
     }
     for (n, key) in ["", "add_followers"].into_iter().enumerate() {
         let body = json!({"userId": author, "followerLogin": format!("fan{n}"), "count": 12, "locale": "en"});
@@ -134,7 +134,7 @@ fn what_other_programs_publish_with_another_client_library_takes_effect() {
         .map(|(n, (_, body))| {
             let mut body = body.clone();
             body["followerId"] = [phone, email][n % 2].into();
-            message("update_feed", &body["followerId"], &body)
+            message("update_feed", &body["followerId"].to_string(), &body)
         })
         .collect();
     publish(&vhost, &rest);
