@@ -43,6 +43,9 @@ pub(crate) enum Error {
     /// The database is away, or too busy.
     #[error("the database is not available; try again")]
     Unavailable(#[source] storage::Error),
+    /// Another transaction holds what this needs.
+    #[error("something else that is under way holds what this needs; try again")]
+    Busy(#[source] storage::Error),
     /// Requests can't be served yet; says why.
     #[error("{0}")]
     NotReady(&'static str),
@@ -100,6 +103,7 @@ impl Error {
             Self::Unavailable(_) | Self::NotReady(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available")
             }
+            Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy"),
             Self::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
@@ -146,6 +150,7 @@ impl From<storage::Error> for Error {
     fn from(error: storage::Error) -> Self {
         match error {
             storage::Error::Unavailable(_) | storage::Error::Contention(_) => Self::Unavailable(error),
+            storage::Error::Locked(_) => Self::Busy(error),
             storage::Error::NotFound(what) => Self::NotFound(what),
             storage::Error::Taken(field) => Self::Taken(field),
             storage::Error::Conflict(why) => Self::Conflict(why),

@@ -36,6 +36,7 @@ impl Stage {
         let mut admin = context.settings.database.clone();
         // Filling takes minutes, and a benchmark is no place for a retry.
         admin.statement_timeout_ms = 0;
+        admin.lock_timeout_ms = 0;
         admin.call_timeout_ms = 3_600_000;
         admin.pool_size = 12;
         let at = |url: &Secret| -> anyhow::Result<Secret> {

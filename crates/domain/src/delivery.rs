@@ -13,6 +13,8 @@ pub enum Failure {
     Permanent(anyhow::Error),
     /// Something that everything needs is away: no attempt was made, wait for it.
     Unavailable(anyhow::Error),
+    /// Somebody else holds what just this needs: nobody's failed attempt, try again until it's free.
+    Busy(anyhow::Error),
 }
 
 impl Failure {
@@ -24,7 +26,7 @@ impl Failure {
     /// The error inside.
     pub fn error(&self) -> &anyhow::Error {
         match self {
-            Self::Transient(error) | Self::Permanent(error) | Self::Unavailable(error) => error,
+            Self::Transient(error) | Self::Permanent(error) | Self::Unavailable(error) | Self::Busy(error) => error,
         }
     }
 }
@@ -41,6 +43,7 @@ impl fmt::Debug for Failure {
             Self::Transient(_) => "Transient",
             Self::Permanent(_) => "Permanent",
             Self::Unavailable(_) => "Unavailable",
+            Self::Busy(_) => "Busy",
         };
         write!(f, "{kind}({:?})", self.error())
     }

@@ -63,6 +63,7 @@ impl Context {
     pub(crate) fn patient_database(&self) -> anyhow::Result<Database> {
         self.database_with(|settings| {
             settings.statement_timeout_ms = LONG_STATEMENT_MS;
+            settings.lock_timeout_ms = LONG_STATEMENT_MS;
             settings.call_timeout_ms = LONG_STATEMENT_MS + LONG_STATEMENT_MS / 10;
         })
     }

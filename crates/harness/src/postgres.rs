@@ -91,6 +91,7 @@ impl PrivatePostgres {
             pool_size: 1,
             connect_timeout_ms: 1000,
             statement_timeout_ms: 10_000,
+            lock_timeout_ms: 10_000,
             call_timeout_ms: 10_000,
         };
         let database = Database::open(&settings, "harness").expect("a usable URL");

@@ -142,7 +142,9 @@ impl<H: Handler> Engine<H> {
     pub(crate) fn course(&self, attempts: u32, failure: &Failure) -> Course {
         let delays = self.worker.retry_delays();
         match failure {
-            Failure::Unavailable(_) => Course::Wait(Duration::from_millis(self.worker.unavailable_backoff_max_ms)),
+            Failure::Unavailable(_) | Failure::Busy(_) => {
+                Course::Wait(Duration::from_millis(self.worker.unavailable_backoff_max_ms))
+            }
             Failure::Permanent(_) => Course::Park,
             Failure::Transient(_) => match usize::try_from(attempts).ok().and_then(|index| delays.get(index)) {
                 Some(delay) => Course::Retry(*delay),

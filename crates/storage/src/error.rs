@@ -10,6 +10,10 @@ pub enum Error {
     /// Another transaction came first: the same again may pass. [`crate::Database::transaction`] tries that.
     #[error("another transaction came first")]
     Contention(#[source] Diesel),
+    /// Another transaction has held what this needs for longer than it may wait: nothing of this one took place, and the
+    /// same again may pass.
+    #[error("another transaction holds what this needs for too long")]
+    Locked(#[source] Diesel),
     /// The statement ran past its time limit: nothing of the transaction took place.
     #[error("the statement took too long")]
     TooSlow(#[source] Diesel),
@@ -36,6 +40,13 @@ impl From<Diesel> for Error {
             Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info) if info.message() == "deadlock detected" => {
                 Self::Contention(error)
             }
+            // SQLSTATE 55P03, hidden likewise; the latter with NOWAIT.
+            Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info)
+                if info.message() == "canceling statement due to lock timeout"
+                    || info.message().starts_with("could not obtain lock on ") =>
+            {
+                Self::Locked(error)
+            }
             // SQLSTATE 57014, hidden likewise.
             Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info)
                 if info.message() == "canceling statement due to statement timeout" =>
@@ -53,6 +64,7 @@ impl From<Error> for Failure {
         match error {
             Error::Unavailable(_) => Self::Unavailable(error.into()),
             Error::NotFound(_) | Error::Taken(_) | Error::Conflict(_) => Self::Permanent(error.into()),
+            Error::Locked(_) => Self::Busy(error.into()),
             Error::Contention(_) | Error::TooSlow(_) | Error::Query(_) => Self::Transient(error.into()),
         }
     }

@@ -33,6 +33,8 @@ pub struct Settings {
     pub connect_timeout_ms: u64,
     /// After how long the server gives up a statement; 0 for never.
     pub statement_timeout_ms: u64,
+    /// After how long of waiting for a lock the server gives up a statement; 0 for never.
+    pub lock_timeout_ms: u64,
     /// After how long without any answer a call is given up and its socket closed.
     pub call_timeout_ms: u64,
 }
@@ -303,9 +305,10 @@ fn conninfo(settings: &Settings, service: &str) -> std::result::Result<(String, 
     // A session whose process was killed lets go of its locks soon, even while it waits for others: whoever handles the
     // same rows next would run into its own time limit over them.
     let options = format!(
-        "-c%20statement_timeout%3D{}%20-c%20idle_in_transaction_session_timeout%3D{}\
+        "-c%20statement_timeout%3D{}%20-c%20lock_timeout%3D{}%20-c%20idle_in_transaction_session_timeout%3D{}\
          %20-c%20client_connection_check_interval%3D{CONNECTION_CHECK_MS}",
         settings.statement_timeout_ms,
+        settings.lock_timeout_ms,
         settings.call_timeout_ms.saturating_mul(2),
     );
     let separator = if rest.contains('?') { '&' } else { '?' };

@@ -55,7 +55,7 @@ pub fn divide_within(conn: &mut PgConnection, name: &str, layout: Layout, limit:
         streams::divide(conn, name, layout)
     });
     match divided {
-        Err(Error::TooSlow(_)) => Ok(false),
+        Err(Error::TooSlow(_) | Error::Locked(_)) => Ok(false),
         divided => divided.map(|()| true),
     }
 }

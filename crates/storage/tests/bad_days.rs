@@ -184,6 +184,36 @@ fn a_statement_past_its_limit_is_told_from_a_database_that_is_away() {
 }
 
 #[test]
+fn a_wait_for_a_lock_ends_in_time_and_is_told_from_a_slow_statement() {
+    let db = TestDatabase::new();
+    db.execute("CREATE TABLE held (id int)");
+    db.execute("INSERT INTO held VALUES (1)");
+    let mut settings = db.settings();
+    settings.lock_timeout_ms = 500;
+    let database = Database::open(&settings, "test").unwrap();
+    let attempts = [
+        "UPDATE held SET id = 1",
+        "SELECT FROM held FOR UPDATE NOWAIT",
+        "LOCK TABLE held",
+        "LOCK TABLE held NOWAIT",
+        "SELECT pg_advisory_xact_lock(17)",
+    ];
+    let held = db.database().transaction(|conn| {
+        admin::execute(conn, "SELECT FROM held FOR UPDATE")?;
+        admin::execute(conn, "SELECT pg_advisory_xact_lock(17)")?;
+        for sql in attempts {
+            let waited = database.transaction(|conn| admin::execute(conn, sql));
+            assert!(matches!(waited, Err(Error::Locked(_))), "{sql}: {waited:?}");
+        }
+        Ok(())
+    });
+    held.unwrap();
+    for sql in attempts {
+        database.transaction(|conn| admin::execute(conn, sql)).unwrap();
+    }
+}
+
+#[test]
 fn a_transaction_that_stands_still_past_its_limit_lets_go_of_its_rows() {
     let db = TestDatabase::new();
     db.execute("CREATE TABLE held (id int)");

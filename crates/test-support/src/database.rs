@@ -139,6 +139,7 @@ fn settings_for(server: &str, database: Option<&str>) -> Settings {
         pool_size: 4,
         connect_timeout_ms: 10_000,
         statement_timeout_ms: 60_000,
+        lock_timeout_ms: 60_000,
         call_timeout_ms: 60_000,
     }
 }

@@ -451,13 +451,14 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
 struct Failed {
     received: Received,
     failure: Failure,
-    /// Attempts that have failed, this one included.
+    /// Attempts that have failed, this one included if it was one.
     attempts: u32,
 }
 
 impl Failed {
     fn once_more(received: Received, failure: Failure) -> Self {
-        Self { attempts: received.attempts().saturating_add(1), received, failure }
+        let attempts = received.attempts().saturating_add(policy::counts(&failure).into());
+        Self { attempts, received, failure }
     }
 
     fn course(&self, delays: &[Duration]) -> Course {

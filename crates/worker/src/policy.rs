@@ -30,17 +30,25 @@ pub(crate) enum Course {
 }
 
 /// What to do about a failure of this many messages from `queue`. For a single one, `failed` attempts have failed,
-/// this one included. What can't be recorded as a dead letter must not become one again, so that queue's messages
+/// this one included, if it [counts](counts). What can't be recorded as a dead letter must not become one again, so that queue's messages
 /// are retried for ever.
 pub(crate) fn course(failure: &Failure, messages: usize, queue: &str, failed: u32, delays: &[Duration]) -> Course {
     let delay = match failure {
         Failure::Unavailable(_) => return Course::Wait,
         _ if messages > 1 => return Course::Divide,
+        // It makes room for those behind it meanwhile.
+        Failure::Busy(_) => delays.first(),
         _ if queue == queue::DEAD_LETTER => delays.last(),
         Failure::Transient(_) => usize::try_from(failed.saturating_sub(1)).ok().and_then(|index| delays.get(index)),
         Failure::Permanent(_) => None,
     };
     delay.map_or(Course::DeadLetter, |delay| Course::Retry(*delay))
+}
+
+/// Whether this failure is an attempt of the message's. Waiting for what somebody else holds isn't. A statement that took too
+/// long is: whether the server is slow or the message asks too much can't be told, and the latter must come to an end.
+pub(crate) fn counts(failure: &Failure) -> bool {
+    !matches!(failure, Failure::Unavailable(_) | Failure::Busy(_))
 }
 
 /// Whether a message that has had this many attempts gets no further one.
@@ -128,6 +136,7 @@ mod tests {
         const T: (&str, Kind) = ("transient", Failure::Transient);
         const P: (&str, Kind) = ("permanent", Failure::Permanent);
         const U: (&str, Kind) = ("unavailable", Failure::Unavailable);
+        const B: (&str, Kind) = ("busy", Failure::Busy);
         for ((name, kind), messages, queue, failed, expected) in [
             (T, 1, "update_feed.00", 1, FIRST),
             (T, 1, "update_feed.00", 2, SECOND),
@@ -140,6 +149,11 @@ mod tests {
             (T, 2, "update_feed.00", 1, Course::Divide),
             (P, 500, "update_feed.00", 1, Course::Divide),
             (U, 500, "update_feed.00", 1, Course::Wait),
+            // However often: it comes back when it's free.
+            (B, 1, "update_feed.00", 0, FIRST),
+            (B, 1, "update_feed.00", 9, FIRST),
+            (B, 2, "update_feed.00", 0, Course::Divide),
+            (B, 1, "dead_letter", 0, FIRST),
             // A dead letter never becomes one again.
             (T, 1, "dead_letter", 1, SECOND),
             (T, 1, "dead_letter", 9, SECOND),

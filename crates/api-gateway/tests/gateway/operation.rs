@@ -140,6 +140,54 @@ fn unlock(mut conn: Connection) {
 }
 
 #[test]
+fn a_request_for_what_somebody_holds_is_told_to_try_again_and_others_are_served() {
+    let app = App::start_with(|settings| settings.database.lock_timeout_ms = 300);
+    let (ann, bob, cid) = (app.user("ann"), app.user("bob"), app.user("cid"));
+    app.follow(ann, bob);
+    let event =
+        |account: &str| json!({"events": [{"accountId": "z", "payload": 0}, {"accountId": account, "payload": 1}]});
+    app.post("/api/v1/event", event("held")).ok();
+    let tweet = |author, by_workers| json!({"userId": author, "text": "hello", "async": by_workers});
+    let subscription = |follower| format!("/api/v1/create-subscription/{ann}/{follower}");
+    let posts = [
+        ("/api/v1/post-tweet".to_owned(), tweet(ann, true)),
+        ("/api/v1/post-tweet".to_owned(), tweet(ann, false)),
+        (format!("/api/v1/add-followers/{ann}"), json!({"followerLoginPrefix": "f", "count": 1})),
+    ];
+    let rename = format!("/api/v1/user/{ann}?login=anna");
+    let author = || {
+        let mut answers: Vec<_> = posts.iter().map(|(path, body)| app.post(path, body.clone())).collect();
+        answers.push(app.send(Method::POST, &subscription(cid), &[], None));
+        answers.push(app.delete(&format!("/api/v1/subscription/{ann}/{bob}")));
+        answers
+    };
+    let user = || vec![app.send(Method::PATCH, &rename, &[], None), app.post("/api/v1/post-tweet", tweet(ann, true))];
+    let head = || vec![app.post("/api/v1/event", event("held"))];
+    let cases: [(&str, String, &dyn Fn() -> Vec<Answer>); 3] = [
+        ("the author's lock", format!("SELECT pg_advisory_xact_lock({ann})"), &author),
+        ("the user's row", format!(r#"SELECT FROM "user" WHERE id = {ann} FOR UPDATE"#), &user),
+        ("the account's head", "SELECT FROM stream_head WHERE key = 'held' FOR UPDATE".into(), &head),
+    ];
+    for (what, hold, requests) in cases {
+        let mut conn = app.db.database().connection().unwrap();
+        admin::execute(&mut conn, "BEGIN").unwrap();
+        admin::execute(&mut conn, &hold).unwrap();
+        for answer in requests() {
+            assert_unavailable(&answer, "busy");
+        }
+        app.post("/api/v1/post-tweet", tweet(bob, true)).ok();
+        app.post("/api/v1/event", event(what.split(' ').next_back().unwrap())).ok();
+        unlock(conn);
+        for answer in requests() {
+            assert!(answer.status < 300, "{what}: {answer:?}");
+        }
+    }
+    // What was refused left nothing.
+    assert_eq!(app.db.count("SELECT count(*) AS n FROM tweet WHERE author_id <> 2"), 3);
+    assert_eq!(app.db.count("SELECT count(*) AS n FROM stream_event WHERE key = 'held'"), 2);
+}
+
+#[test]
 fn requests_give_up_on_a_slow_database_and_what_nobody_waits_for_any_more_isnt_begun() {
     let app = App::start_with(|settings| {
         settings.api_gateway.blocking_threads = 2;

@@ -12,10 +12,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
+        mpsc,
     },
+    thread,
     time::{Duration, Instant},
 };
-use test_support::{TestVhost, eventually};
+use storage::{Database, admin};
+use test_support::{TestDatabase, TestVhost, eventually};
 use uuid::Uuid;
 use worker::{Death, Item, Outgoing, Received, Step, Worker};
 
@@ -129,6 +132,57 @@ fn while_the_database_is_away_messages_wait_in_hand_and_no_attempt_counts() {
     assert_eq!(notes.all(), texts(10).iter().map(|text| format!("{text} 0")).collect::<Vec<_>>());
     assert!(calls.load(Ordering::Relaxed) >= 6);
     assert_eq!(depth(vhost.url(), queue::DEAD_LETTER), 0);
+}
+
+#[test]
+fn a_message_whose_row_somebody_holds_comes_back_without_an_attempt_and_holds_up_no_other() {
+    let (vhost, db) = (TestVhost::new(), TestDatabase::new());
+    db.execute("CREATE TABLE touched (id text PRIMARY KEY, attempts int)");
+    db.execute("INSERT INTO touched VALUES ('held')");
+    let database = Database::open(&storage::Settings { lock_timeout_ms: 100, ..db.settings() }, "test").unwrap();
+    let good = texts(9);
+    publish(vhost.url(), strs(&good[..4]).chain(["held"]).chain(strs(&good[4..])));
+    // More often than a message is tried.
+    let failures = Arc::new(AtomicU32::new(0));
+    let failed = failures.clone();
+    let handler = move |batch: &[Item<String>], _: &mut Outgoing, _: &Step| {
+        let touch = database.transaction(|conn| {
+            for Item { message, received } in batch {
+                let attempts = received.attempts();
+                admin::execute(
+                    conn,
+                    &format!(
+                        "INSERT INTO touched VALUES ('{message}', {attempts})
+                         ON CONFLICT (id) DO UPDATE SET attempts = excluded.attempts"
+                    ),
+                )?;
+            }
+            Ok(())
+        });
+        failed.fetch_add(u32::from(touch.is_err() && batch.len() == 1), Ordering::Relaxed);
+        Ok(touch?)
+    };
+    let touched = || db.count("SELECT count(*) AS n FROM touched WHERE attempts = 0");
+    thread::scope(|scope| {
+        let (holds, held) = mpsc::channel();
+        let hold = move |conn: &mut _| {
+            admin::execute(conn, "SELECT FROM touched WHERE id = 'held' FOR UPDATE")?;
+            holds.send(()).unwrap();
+            eventually("the others are handled, and this one failed more often than a message may", || {
+                let often = failures.load(Ordering::Relaxed) > DELAYS_MS.len() as u32 + 1;
+                (touched() == 9 && often).then_some(())
+            });
+            Ok(())
+        };
+        let holder = scope.spawn(|| db.database().transaction(hold));
+        held.recv().unwrap();
+        run_until_idle(
+            || worker(vhost.url(), Arc::new(MemoryLedger::default()), handler.clone()),
+            || holder.is_finished() && touched() == 10,
+        );
+        holder.join().unwrap().unwrap();
+    });
+    assert_eq!(dead(vhost.url()), 0);
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn process() {
         pool_size: 4,
         connect_timeout_ms: 30_000,
         statement_timeout_ms: 60_000,
+        lock_timeout_ms: 60_000,
         call_timeout_ms: 60_000,
     };
     let database = Database::open(&settings, "worker-test").expect("a usable URL");
