@@ -88,6 +88,7 @@ impl PrivatePostgres {
         }
         let settings = Settings {
             url: Secret::from(self.url()),
+            schema: "public".into(),
             pool_size: 1,
             connect_timeout_ms: 1000,
             statement_timeout_ms: 10_000,

@@ -26,6 +26,7 @@ mod pool;
 pub mod resharding;
 pub mod results;
 mod schema;
+mod session;
 mod socket;
 pub mod stream_audit;
 pub mod streams;

@@ -1,6 +1,6 @@
 //! The connection pool: bounded in every wait.
 
-use crate::{Error, Result, socket::Before};
+use crate::{Error, Result, session::Expected, socket::Before};
 use diesel::{
     Connection as _, PgConnection, RunQueryDsl,
     connection::{AnsiTransactionManager, InstrumentationEvent, TransactionManager as _},
@@ -27,6 +27,8 @@ use std::{
 pub struct Settings {
     /// Where it is: `postgres://user:password@host:port/database`.
     pub url: Secret,
+    /// The schema that holds the tables.
+    pub schema: String,
     /// Connections at most.
     pub pool_size: u32,
     /// How long connecting, or waiting for a free connection, may take.
@@ -102,6 +104,7 @@ pub type Connection = r2d2::PooledConnection<Manager>;
 pub struct Manager {
     conninfo: String,
     port: u16,
+    expected: Expected,
     call_timeout: Duration,
     lines: Arc<Mutex<Vec<Weak<Line>>>>,
     /// Goes up whenever a connection is found lost: those that are older prove themselves before they're used again.
@@ -145,6 +148,7 @@ impl r2d2::ManageConnection for Manager {
             }
             _ => {}
         });
+        self.expected.arrange(&mut conn).map_err(NoConnection)?;
         Ok(Held { conn, line, generation })
     }
 
@@ -186,9 +190,10 @@ impl Database {
     /// A pool for the service of this name. Connects when needed: the database may be away.
     ///
     /// # Errors
-    /// When the URL can't be read.
-    pub fn open(settings: &Settings, service: &str) -> std::result::Result<Self, InvalidUrl> {
-        let (conninfo, port) = conninfo(settings, service)?;
+    /// When the settings can't be used.
+    pub fn open(settings: &Settings, service: &str) -> std::result::Result<Self, InvalidSettings> {
+        let expected = Expected::new(settings);
+        let (conninfo, port) = conninfo(settings, service, &expected.options())?;
         let lines = Arc::new(Mutex::new(Vec::new()));
         let watched = Arc::downgrade(&lines);
         thread::Builder::new()
@@ -200,10 +205,11 @@ impl Database {
                     thread::sleep(Duration::from_millis(100));
                 }
             })
-            .map_err(|_| InvalidUrl("can't start a thread"))?;
+            .map_err(|_| InvalidSettings("url: no thread can be started"))?;
         let manager = Manager {
             conninfo,
             port,
+            expected,
             call_timeout: Duration::from_millis(settings.call_timeout_ms),
             lines,
             generation: Arc::default(),
@@ -279,38 +285,32 @@ impl Database {
     }
 }
 
-/// The database's URL can't be used; says why, and never repeats it.
+/// The section `[database]` can't be used; says which key and why, and never repeats the URL.
 #[derive(Debug, thiserror::Error)]
-#[error("database.url: {0}")]
-pub struct InvalidUrl(&'static str);
-
-/// How often the server looks whether the client of a running statement is still there.
-const CONNECTION_CHECK_MS: u32 = 1000;
+#[error("database.{0}")]
+pub struct InvalidSettings(&'static str);
 
 /// What libpq connects by, with our time limits, and the port.
-fn conninfo(settings: &Settings, service: &str) -> std::result::Result<(String, u16), InvalidUrl> {
+fn conninfo(settings: &Settings, service: &str, options: &str) -> std::result::Result<(String, u16), InvalidSettings> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if settings.schema.is_empty() || !settings.schema.chars().all(plain) {
+        return Err(InvalidSettings("schema: may hold small letters, digits and _ only"));
+    }
     let url = settings.url.expose();
     let rest = url
         .strip_prefix("postgres://")
         .or_else(|| url.strip_prefix("postgresql://"))
-        .ok_or(InvalidUrl("must start with postgres://"))?;
+        .ok_or(InvalidSettings("url: must start with postgres://"))?;
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let host = authority.rsplit('@').next().unwrap_or_default();
     let port = match host.rsplit_once(':') {
-        Some((_, port)) if !port.ends_with(']') => port.parse().map_err(|_| InvalidUrl("its port is no number"))?,
+        Some((_, port)) if !port.ends_with(']') => {
+            port.parse().map_err(|_| InvalidSettings("url: its port is no number"))?
+        }
         _ => 5432,
     };
     // Whole seconds are all that libpq takes, and 1 is read as 2.
     let connect_s = settings.connect_timeout_ms.div_ceil(1000).max(2);
-    // A session whose process was killed lets go of its locks soon, even while it waits for others: whoever handles the
-    // same rows next would run into its own time limit over them.
-    let options = format!(
-        "-c%20statement_timeout%3D{}%20-c%20lock_timeout%3D{}%20-c%20idle_in_transaction_session_timeout%3D{}\
-         %20-c%20client_connection_check_interval%3D{CONNECTION_CHECK_MS}",
-        settings.statement_timeout_ms,
-        settings.lock_timeout_ms,
-        settings.call_timeout_ms.saturating_mul(2),
-    );
     let separator = if rest.contains('?') { '&' } else { '?' };
     let timeouts = format!(
         "connect_timeout={connect_s}&tcp_user_timeout={}&keepalives_idle=10&keepalives_interval=5&keepalives_count=3",

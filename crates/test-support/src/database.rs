@@ -136,6 +136,7 @@ fn settings_for(server: &str, database: Option<&str>) -> Settings {
     }
     Settings {
         url: Secret::from(url.to_string()),
+        schema: "public".into(),
         pool_size: 4,
         connect_timeout_ms: 10_000,
         statement_timeout_ms: 60_000,

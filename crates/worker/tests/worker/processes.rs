@@ -31,6 +31,7 @@ fn process() {
     let (Ok(url), Ok(database_url)) = (env::var(AMQP_URL), env::var(DATABASE_URL)) else { return };
     let settings = storage::Settings {
         url: database_url.into(),
+        schema: "public".into(),
         pool_size: 4,
         connect_timeout_ms: 30_000,
         statement_timeout_ms: 60_000,
