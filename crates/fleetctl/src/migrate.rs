@@ -4,11 +4,12 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Connection, Database, Error, migrations};
+use storage::{Connection, Database, Error, collations, migrations};
 
 /// Bring the database's schema up to date
 ///
-/// Running it again changes nothing, and any number of these may run at once.
+/// Running it again changes nothing, and any number of these may run at once. It also says when a library that sorts texts has
+/// changed since the database's indexes were made.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -39,6 +40,9 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     }
     if versions.is_empty() {
         writeln!(out, "nothing to do")?;
+    }
+    for outdated in collations::outdated(&mut conn)? {
+        writeln!(out, "note: {outdated}")?;
     }
     Ok(Outcome::Done)
 }

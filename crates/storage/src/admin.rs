@@ -1,7 +1,8 @@
 //! Whole databases, for tests and benchmarks: each works in one of its own.
 
-use crate::Result;
+use crate::{Error, Result};
 use diesel::{PgConnection, RunQueryDsl, sql_query};
+use std::{thread, time::Duration};
 
 /// A name that needs no thought about quoting.
 fn quoted(name: &str) -> String {
@@ -41,9 +42,20 @@ pub fn has_database(conn: &mut PgConnection, name: &str) -> Result<bool> {
 /// Runs `work` while no other session does so under the same key, in whichever process.
 ///
 /// # Errors
-/// Those of `work`.
+/// Those of `work`; [`Error::Conflict`] when the other one takes longer than ten minutes.
 pub fn alone<T>(conn: &mut PgConnection, key: i64, work: impl FnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
-    sql_query(format!("SELECT pg_advisory_lock({key})")).execute(conn)?;
+    const PAUSE: Duration = Duration::from_millis(100);
+    const PATIENCE: u32 = 6000;
+    // Asked again and again: a statement that waits has a snapshot, and CREATE INDEX CONCURRENTLY of the other one would wait
+    // for that.
+    let mut asked = 0;
+    while count(conn, &format!("SELECT pg_try_advisory_lock({key})::int::bigint AS n"))? == 0 {
+        asked += 1;
+        if asked == PATIENCE {
+            return Err(Error::Conflict("somebody else does the same, and doesn't come to an end"));
+        }
+        thread::sleep(PAUSE);
+    }
     let result = work(conn);
     sql_query(format!("SELECT pg_advisory_unlock({key})")).execute(conn)?;
     result

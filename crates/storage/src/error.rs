@@ -1,6 +1,11 @@
 use diesel::result::{DatabaseErrorKind, Error as Diesel};
 use domain::Failure;
 
+/// What the server says of SQLSTATE 40P01 and 55P03. diesel has no kinds for them and hides the code, so the texts have to
+/// be English, which every session is checked for.
+pub(crate) const DEADLOCK: &str = "deadlock detected";
+pub(crate) const LOCK_TIMEOUT: &str = "canceling statement due to lock timeout";
+
 /// Why a query didn't do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -36,18 +41,16 @@ impl From<Diesel> for Error {
         match error {
             Diesel::DatabaseError(DatabaseErrorKind::ClosedConnection, _) => Self::Unavailable(error.into()),
             Diesel::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Contention(error),
-            // diesel has no kind for SQLSTATE 40P01 and hides the code, so the server must speak English (`lc_messages`).
-            Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info) if info.message() == "deadlock detected" => {
+            Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info) if info.message() == DEADLOCK => {
                 Self::Contention(error)
             }
-            // SQLSTATE 55P03, hidden likewise; the latter with NOWAIT.
+            // The latter with NOWAIT.
             Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info)
-                if info.message() == "canceling statement due to lock timeout"
-                    || info.message().starts_with("could not obtain lock on ") =>
+                if info.message() == LOCK_TIMEOUT || info.message().starts_with("could not obtain lock on ") =>
             {
                 Self::Locked(error)
             }
-            // SQLSTATE 57014, hidden likewise.
+            // SQLSTATE 57014.
             Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info)
                 if info.message() == "canceling statement due to statement timeout" =>
             {

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod attempts;
 pub mod audit;
 pub mod avatars;
+pub mod collations;
 pub mod consumer_offsets;
 pub mod dead_letters;
 mod error;

@@ -9,8 +9,8 @@ use domain::{
 use settings::Secret;
 use std::{sync::mpsc, thread, time::Duration};
 use storage::{
-    Database, Error, PgConnection, Settings, admin, audit, feeds, message_outbox, notifications, results, streams,
-    subscriptions, tweets,
+    Database, Error, PgConnection, Settings, admin, audit, feeds, message_outbox, migrations, notifications, results,
+    streams, subscriptions, tweets,
     users::{self, NewUser},
 };
 use test_support::{TestDatabase, eventually};
@@ -208,4 +208,20 @@ fn a_database_that_an_operator_has_made_read_only_counts_as_away() {
     assert!(why.contains("transaction_read_only is `on`"), "{why}");
     db.execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only"));
     Database::open(&settings, "test").unwrap().ping().unwrap();
+}
+
+#[test]
+fn the_tables_are_in_the_schema_of_the_settings_and_never_made_twice() {
+    let db = TestDatabase::new();
+    db.execute("CREATE SCHEMA fleet");
+    let in_fleet = || Database::open(&Settings { schema: "fleet".into(), ..db.settings() }, "test").unwrap();
+    let elsewhere = migrations::run(&mut in_fleet().connection().unwrap());
+    assert!(matches!(elsewhere, Err(Error::Conflict(_))), "{elsewhere:?}");
+    db.execute("DROP SCHEMA public CASCADE");
+    let database = with_defaults(&db, &[("search_path", "public")]);
+    migrations::run(&mut in_fleet().connection().unwrap()).unwrap();
+    assert!(!migrations::are_pending(&mut in_fleet().connection().unwrap()).unwrap());
+    user(&mut in_fleet().connection().unwrap(), "ann");
+    let missing = migrations::run(&mut database.connection().unwrap());
+    assert!(matches!(missing, Err(Error::Conflict(_))), "{missing:?}");
 }

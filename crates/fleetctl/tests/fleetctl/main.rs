@@ -174,6 +174,17 @@ fn migrating_twice_applies_each_migration_once() {
 }
 
 #[test]
+fn migrating_tells_of_a_library_that_sorts_otherwise_than_before() {
+    let database = TestDatabase::new();
+    database.execute("CREATE COLLATION german (provider = icu, locale = 'de')");
+    database.execute("CREATE TABLE sorted (name text COLLATE german PRIMARY KEY)");
+    database.execute("UPDATE pg_collation SET collversion = '1' WHERE collname = 'german'");
+    let told = run(fleetctl(&database, &["migrate"]), 0);
+    assert!(told.contains("note: COLLATION public.german"), "{told}");
+    assert!(told.contains("ALTER COLLATION public.german REFRESH VERSION;"), "{told}");
+}
+
+#[test]
 fn migrating_waits_for_a_database_that_isnt_there_yet() {
     let beside = TestDatabase::new();
     let (server, name) = beside.url().rsplit_once('/').unwrap();
