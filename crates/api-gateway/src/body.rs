@@ -2,7 +2,7 @@
 
 use crate::{
     error::Error,
-    fields::{Fields, Value},
+    fields::{self, Fields, Value},
     gateway::Gateway,
 };
 use actix_multipart::Multipart;
@@ -10,7 +10,7 @@ use actix_web::{
     FromRequest, HttpRequest,
     body::{BodyStream, to_bytes_limited},
     dev::Payload,
-    http::header::{CONTENT_LENGTH, CONTENT_TYPE},
+    http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
     rt::time::timeout,
     web::{Bytes, BytesMut},
 };
@@ -64,7 +64,7 @@ pub(crate) async fn read(req: &HttpRequest, payload: Payload, kinds: Kinds, limi
         match essence(req).as_str() {
             essence if is_json(essence) => json(&bytes(payload, limit).await?),
             "application/x-www-form-urlencoded" if form => Ok(urlencoded(&bytes(payload, limit).await?)),
-            "multipart/form-data" if form => multipart(Multipart::new(req.headers(), payload), limit).await,
+            "multipart/form-data" if form => multipart(Multipart::new(&as_mixed(req), payload), limit).await,
             _ if form => Err(Error::UnsupportedMediaType(
                 "application/json, application/x-www-form-urlencoded or multipart/form-data",
             )),
@@ -150,15 +150,66 @@ fn add_text(fields: &mut Fields, name: String, text: String) {
 
 fn urlencoded(body: &[u8]) -> Fields {
     let mut fields = Fields::default();
-    for (name, value) in url::form_urlencoded::parse(body) {
-        add_text(&mut fields, name.into_owned(), value.into_owned());
+    for (name, value) in fields::pairs(body) {
+        match value {
+            Value::Text(text) => add_text(&mut fields, name, text),
+            value => fields.add(name, value),
+        }
     }
     fields
 }
 
+/// The content type by which actix takes a form for any parts: of a form's it reads the names by itself, and gives up where a
+/// file's is in an encoding that it doesn't know.
+fn as_mixed(req: &HttpRequest) -> HeaderMap {
+    let given = req.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let parameters = given.split_once(';').map_or("", |(_, parameters)| parameters);
+    let mixed = HeaderValue::try_from(format!("multipart/mixed;{parameters}")).ok();
+    mixed.into_iter().map(|mixed| (CONTENT_TYPE, mixed)).collect()
+}
+
+/// What a part's `Content-Disposition` says: the field's name, and whether it's a file. Old programs write names in Latin-1.
+fn disposition(header: &[u8]) -> Option<(String, bool)> {
+    let text = str::from_utf8(header).map_or_else(|_| header.iter().copied().map(char::from).collect(), str::to_owned);
+    let (kind, mut rest) = text.split_once(';')?;
+    if !kind.trim().eq_ignore_ascii_case("form-data") {
+        return None;
+    }
+    let (mut name, mut is_file) = (None, false);
+    while let Some((key, value)) = rest.split_once('=') {
+        let (value, after) = match value.trim_start().strip_prefix('"') {
+            Some(quoted) => unquoted(quoted)?,
+            None => {
+                let (value, after) = value.split_once(';').unwrap_or((value, ""));
+                (value.trim().to_owned(), after)
+            }
+        };
+        match key.trim_matches(|c: char| c == ';' || c.is_whitespace()).to_ascii_lowercase().as_str() {
+            "name" => name = Some(value),
+            "filename" | "filename*" => is_file = true,
+            _ => {}
+        }
+        rest = after;
+    }
+    Some((name?, is_file))
+}
+
+/// What stands up to the closing quotation mark, and what comes after it.
+fn unquoted(text: &str) -> Option<(String, &str)> {
+    let (mut value, mut chars) = (String::new(), text.chars());
+    loop {
+        match chars.next()? {
+            '"' => return Some((value, chars.as_str())),
+            '\\' => value.push(chars.next()?),
+            c => value.push(c),
+        }
+    }
+}
+
 async fn multipart(mut form: Multipart, limit: usize) -> Result<Fields, Error> {
     const PARTS_MAX: usize = 64;
-    let malformed = |_| Error::MalformedBody("the body isn't multipart/form-data, or arrived incomplete".into());
+    let refused = || Error::MalformedBody("the body isn't multipart/form-data, or arrived incomplete".into());
+    let malformed = |_| refused();
     let (mut fields, mut left) = (Fields::default(), limit);
     let mut parts = 0;
     while let Some(mut part) = form.try_next().await.map_err(malformed)? {
@@ -166,13 +217,13 @@ async fn multipart(mut form: Multipart, limit: usize) -> Result<Fields, Error> {
         if parts > PARTS_MAX {
             return Err(Error::MalformedBody(format!("the form may have at most {PARTS_MAX} fields").into()));
         }
+        let header = part.headers().get(CONTENT_DISPOSITION).ok_or_else(refused)?;
+        let (name, is_file) = disposition(header.as_bytes()).ok_or_else(refused)?;
         let mut content = BytesMut::new();
         while let Some(chunk) = part.try_next().await.map_err(malformed)? {
             left = left.checked_sub(chunk.len()).ok_or_else(|| too_large(limit))?;
             content.extend_from_slice(&chunk);
         }
-        let name = part.name().unwrap_or_default().to_owned();
-        let is_file = part.content_disposition().is_some_and(|disposition| disposition.get_filename().is_some());
         match String::from_utf8(content.into()) {
             Ok(text) if !is_file => add_text(&mut fields, name, text),
             Ok(text) => fields.add(name, Value::File(text.into())),
@@ -180,4 +231,30 @@ async fn multipart(mut form: Multipart, limit: usize) -> Result<Fields, Error> {
         }
     }
     Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_says_its_name_and_whether_it_is_a_file() {
+        for (header, expected) in [
+            (&br#"form-data; name="a""#[..], Some(("a", false))),
+            (b"FORM-DATA ;name=a", Some(("a", false))),
+            (br#"form-data; name="a; filename=\"x\""; size=1"#, Some((r#"a; filename="x""#, false))),
+            (b"form-data; name=\"a\"; filename=\"caf\xe9\"", Some(("a", true))),
+            (b"form-data; name=\"\xe9\"", Some(("\u{e9}", false))),
+            (b"form-data; name=\"\xc3\xa9\"", Some(("\u{e9}", false))),
+            (b"form-data; filename*=shift_jis''%83; name=a", Some(("a", true))),
+            (br#"form-data; name="a"#, None),
+            (br#"form-data; filename="a""#, None),
+            (br#"attachment; name="a""#, None),
+            (b"form-data", None),
+            (b"", None),
+        ] {
+            let told = disposition(header);
+            assert_eq!(told.as_ref().map(|(name, is_file)| (&**name, *is_file)), expected, "{}", header.escape_ascii());
+        }
+    }
 }

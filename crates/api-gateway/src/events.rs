@@ -18,7 +18,7 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use std::{fmt, marker::PhantomData};
+use std::{collections::HashSet, fmt, marker::PhantomData};
 use storage::{results, streams};
 
 /// The most events in one request.
@@ -109,8 +109,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Elements<'a> {
     }
 }
 
-/// The events of a body, in their order.
-fn parse(body: &[u8]) -> Result<Vec<(AccountId, Payload)>, Error> {
+/// The events of a body, in their order, and the accounts that it names by a string though they look like numbers.
+type Events = (Vec<(AccountId, Payload)>, HashSet<AccountId>);
+
+fn parse(body: &[u8]) -> Result<Events, Error> {
     /// Where this many are wrong, the others hardly matter.
     const COMPLAINTS_MAX: usize = 100;
     let mut members: Members<'_> = serde_json::from_slice(body).map_err(|error| match error.is_data() {
@@ -118,9 +120,9 @@ fn parse(body: &[u8]) -> Result<Vec<(AccountId, Payload)>, Error> {
         false => body::not_json(&error),
     })?;
     let mut fields = Fields::default();
-    let mut events = Vec::new();
+    let (mut events, mut strings) = (Vec::new(), HashSet::new());
     match (members.events.take(), members.account_id.or(members.payload)) {
-        (None, Some(_)) => events.extend(event(&mut fields, "", members)?),
+        (None, Some(_)) => events.extend(event(&mut fields, &mut strings, "", members)?),
         (list, single) => {
             refuse(&mut fields, "", &members);
             match list.map(|list| serde_json::from_str(list.get())) {
@@ -136,7 +138,10 @@ fn parse(body: &[u8]) -> Result<Vec<(AccountId, Payload)>, Error> {
                     events.reserve_exact(count);
                     for (index, element) in first.into_iter().enumerate() {
                         match serde_json::from_str(element.get()) {
-                            Ok(members) => events.extend(event(&mut fields, &format!("events[{index}]."), members)?),
+                            Ok(members) => {
+                                let path = format!("events[{index}].");
+                                events.extend(event(&mut fields, &mut strings, &path, members)?);
+                            }
                             Err(_) => fields.refuse(&format!("events[{index}]"), "must be a JSON object"),
                         }
                         if fields.complaints() >= COMPLAINTS_MAX {
@@ -148,7 +153,7 @@ fn parse(body: &[u8]) -> Result<Vec<(AccountId, Payload)>, Error> {
         }
     }
     fields.finish(())?;
-    Ok(events)
+    Ok((events, strings))
 }
 
 fn refuse(fields: &mut Fields, path: &str, members: &Members<'_>) {
@@ -158,7 +163,12 @@ fn refuse(fields: &mut Fields, path: &str, members: &Members<'_>) {
 }
 
 /// One event. `None` stands for one that is wrong, which `fields` knows.
-fn event(fields: &mut Fields, path: &str, mut members: Members<'_>) -> Result<Option<(AccountId, Payload)>, Error> {
+fn event(
+    fields: &mut Fields,
+    strings: &mut HashSet<AccountId>,
+    path: &str,
+    mut members: Members<'_>,
+) -> Result<Option<(AccountId, Payload)>, Error> {
     if members.events.take().is_some() {
         members.refused.push(("events".into(), "is unknown here"));
     }
@@ -167,6 +177,12 @@ fn event(fields: &mut Fields, path: &str, mut members: Members<'_>) -> Result<Op
         return Err(Error::TooLarge { what: format!("{path}payload").into(), limit: PAYLOAD_MAX });
     }
     let account = read(fields, format_args!("{path}accountId"), members.account_id, account_id);
+    if let (Some(account), Some(json)) = (&account, members.account_id)
+        && json.get().starts_with('"')
+        && account.as_str().starts_with(|c: char| c.is_ascii_digit())
+    {
+        strings.insert(account.clone());
+    }
     let payload = read(fields, format_args!("{path}payload"), members.payload, |json| Payload::parse(json));
     Ok(account.zip(payload))
 }
@@ -198,11 +214,12 @@ pub(crate) async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, Error> {
     let body = body::read_json(&req, payload.into_inner(), gateway.http.event_body_limit_bytes).await?;
-    let events = gateway.compute(move || parse(&body)).await??;
+    let (events, strings) = gateway.compute(move || parse(&body)).await??;
     let accepted = events.len();
     let append = move |conn: &mut _| streams::append(conn, ACCOUNT_EVENT, &events, Some(correlation_id.as_str()));
     let heads = gateway.write(gateway.soon(), append).await?;
-    let heads: Vec<_> = heads.iter().map(|head| Head { account_id: &head.key, seq: head.seq }).collect();
+    let id = |key| if strings.contains(key) { Id::String(key.as_str()) } else { Id::Usual(key) };
+    let heads: Vec<_> = heads.iter().map(|head| Head { account_id: id(&head.key), seq: head.seq }).collect();
     Ok(HttpResponse::Accepted().json(Accepted { accepted, heads }))
 }
 
@@ -215,8 +232,16 @@ struct Accepted<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Head<'a> {
-    account_id: &'a AccountId,
+    account_id: Id<'a>,
     seq: i64,
+}
+
+/// An account as it's answered: as a string where it was given as one.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Id<'a> {
+    String(&'a str),
+    Usual(&'a AccountId),
 }
 
 /// What has become of an event, in an answer.

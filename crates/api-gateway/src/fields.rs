@@ -12,8 +12,26 @@ pub(crate) enum Value {
     Json(serde_json::Value),
     /// In a path, a query or a form: all of them are text.
     Text(String),
-    /// As an uploaded file.
+    /// As an uploaded file, or in an encoding that isn't UTF-8.
     File(Bytes),
+}
+
+/// A percent-encoded value. One that isn't UTF-8 is no text: a character in place of what can't be read would be another value.
+fn decoded(encoded: &[u8]) -> Value {
+    String::from_utf8(percent_encoding::percent_decode(encoded).collect())
+        .map_or_else(|error| Value::File(error.into_bytes().into()), Value::Text)
+}
+
+/// The names and values of a query or of a form that is written like one.
+pub(crate) fn pairs(encoded: &[u8]) -> impl Iterator<Item = (String, Value)> {
+    encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let pair: Vec<u8> = pair.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+        let (name, value) = match pair.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (&pair[..], &[][..]),
+        };
+        (percent_encoding::percent_decode(name).decode_utf8_lossy().into_owned(), decoded(value))
+    })
 }
 
 /// The fields of a request that haven't been read yet, and what was wrong with those that have.
@@ -27,8 +45,8 @@ impl Fields {
     /// The parameters of a request's path and query.
     pub(crate) fn parameters(req: &HttpRequest) -> Self {
         let mut fields = Self::default();
-        for (name, value) in url::form_urlencoded::parse(req.query_string().as_bytes()) {
-            fields.add(name.into_owned(), Value::Text(value.into_owned()));
+        for (name, value) in pairs(req.query_string().as_bytes()) {
+            fields.add(name, value);
         }
         fields.add_path(req);
         fields
@@ -37,8 +55,7 @@ impl Fields {
     /// Adds the parameters of the path.
     pub(crate) fn add_path(&mut self, req: &HttpRequest) {
         for (name, value) in req.match_info().iter() {
-            let value = percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned();
-            self.add(name.into(), Value::Text(value));
+            self.add(name.into(), decoded(value.as_bytes()));
         }
     }
 
@@ -167,7 +184,8 @@ fn invalid<T>(detail: impl Into<String>) -> Result<T, Invalid> {
 pub(crate) fn text<T>(parse: impl FnOnce(&str) -> Result<T, Invalid>) -> impl FnOnce(Value) -> Result<T, Invalid> {
     move |value| match value {
         Value::Text(text) | Value::Json(serde_json::Value::String(text)) => parse(&text),
-        Value::Json(_) | Value::File(_) => invalid("must be a text"),
+        Value::Json(_) => invalid("must be a text"),
+        Value::File(_) => invalid("must be a text in UTF-8"),
     }
 }
 

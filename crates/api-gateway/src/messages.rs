@@ -34,6 +34,15 @@ fn trimmed(check: fn(&str) -> Result<(), Invalid>) -> impl FnOnce(Value) -> Resu
     })
 }
 
+/// An id that the client chooses, as [`Group`] and an account's are: these have letters of their own, a key may have any.
+fn key(text: &str) -> Result<(), Invalid> {
+    check_key(text)?;
+    match text.contains(char::is_control) {
+        true => Err(Invalid("must not contain control characters".into())),
+        false => Ok(()),
+    }
+}
+
 /// A partition's number; which ones exist is up to the database.
 fn partition(value: Value) -> Result<i32, Invalid> {
     match fields::whole(value)? {
@@ -71,7 +80,7 @@ pub(crate) async fn post(
     let mut fields = body::read(&req, payload.into_inner(), Kinds::JsonAndForms, limit).await?;
     let text = fields.required("text", trimmed(check_text));
     let count = fields.optional("count", fields::between(1..=COUNT_MAX));
-    let key = fields.optional("key", trimmed(check_key));
+    let key = fields.optional("key", trimmed(key));
     let partition = fields.optional("partition", partition);
     if let (Some(text), Some(count)) = (&text, count) {
         check_size(&mut fields, text, count);

@@ -18,7 +18,7 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
         path("/api/v1/post-tweet").on(Method::POST, tweets::post),
         path("/api/v1/get-tweet").get(tweets::list),
         path("/api/v1/tweet/{id}").on(Method::DELETE, tweets::delete),
-        path("/api/v1/event").on(Method::POST, events::post),
+        path("/api/v1/event").get(events::get).on(Method::POST, events::post),
         path("/api/v1/event/{accountId}").get(events::get),
         path("/api/v1/message").get(messages::get).on(Method::POST, messages::post),
         path("/api/v1/create-subscription/{author}/{follower}").on(Method::POST, subscriptions::create),
@@ -30,6 +30,7 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
             .on(Method::PATCH, users::rename_by_form)
             .on(Method::DELETE, users::delete),
         path("/api/v1/user/{id}").on(Method::PATCH, users::rename).on(Method::DELETE, users::delete),
+        path("/api/v1/get-user-by-login").get(users::get_by_login),
         path("/api/v1/get-user-by-login/{login}").get(users::get_by_login),
         path("/api/v1/get-json-schema/user").get(users::schema),
         path("/api/v1/update-user-avatar-link/{id}").on(Method::POST, avatars::put),

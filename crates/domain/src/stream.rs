@@ -22,7 +22,8 @@ pub const PAYLOAD_MAX: usize = 65536;
 pub const PAYLOAD_DEPTH_MAX: usize = 100;
 
 /// An account that events belong to: 1 to 64 of the characters `A–Z a–z 0–9 . _ : -`. In JSON it may be a whole number
-/// as well: `17` and `"17"` are the same account, and it's written as a number wherever it looks like one.
+/// as well: `17` and `"17"` are the same account, and it's written as a number where it looks like one that any reader of
+/// JSON keeps (RFC 8259: below 2^53).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AccountId(String);
 
@@ -46,10 +47,11 @@ impl AccountId {
         &self.0
     }
 
-    /// The whole number whose usual way of writing this is.
+    /// The whole number whose usual way of writing this is, if it's safe.
     fn as_number(&self) -> Option<u64> {
+        const SAFE: u64 = (1 << 53) - 1;
         let number: u64 = self.0.parse().ok()?;
-        (number.to_string() == self.0).then_some(number)
+        (number <= SAFE && number.to_string() == self.0).then_some(number)
     }
 }
 
@@ -237,7 +239,9 @@ mod tests {
             ("0", "0", "0"),
             ("\"017\"", "017", "\"017\""),
             ("\"ab:c-1_2.3\"", "ab:c-1_2.3", "\"ab:c-1_2.3\""),
-            ("18446744073709551615", "18446744073709551615", "18446744073709551615"),
+            ("9007199254740991", "9007199254740991", "9007199254740991"),
+            ("9007199254740992", "9007199254740992", "\"9007199254740992\""),
+            ("18446744073709551615", "18446744073709551615", "\"18446744073709551615\""),
             ("\"18446744073709551616\"", "18446744073709551616", "\"18446744073709551616\""),
         ] {
             let id: AccountId = serde_json::from_str(json).expect(json);

@@ -192,6 +192,8 @@ pub(crate) fn send(agent: &Agent, method: Method, url: &str, headers: &[(&str, &
 
 pub(crate) enum Part<'a> {
     Text(&'a str, &'a str),
+    /// A text in whatever encoding.
+    Bytes(&'a str, &'a [u8]),
     File(&'a str, &'a [u8]),
 }
 
@@ -200,6 +202,7 @@ fn multipart(parts: &[Part<'_>]) -> Vec<u8> {
     for part in parts {
         let (name, rest, content) = match part {
             Part::Text(name, text) => (name, "", text.as_bytes()),
+            Part::Bytes(name, text) => (name, "", *text),
             Part::File(name, content) => (name, "; filename=\"f\"\r\nContent-Type: application/octet-stream", *content),
         };
         body.extend_from_slice(

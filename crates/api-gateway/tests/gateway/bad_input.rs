@@ -175,6 +175,51 @@ fn forms_are_held_to_the_same_rules_as_json() {
 }
 
 #[test]
+fn texts_that_arent_utf8_are_refused_rather_than_changed() {
+    let app = App::start();
+    let id = app.user("ann");
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    for answer in [
+        app.send(Method::PATCH, &format!("/api/v1/user/{id}?login=caf%E9"), &[], None),
+        app.get("/api/v1/get-user-by-login?login=caf%E9"),
+        app.post_form("/api/v1/user", "login=caf%E9&email=a%40example.com"),
+        app.send(Method::POST, "/api/v1/user", &form, Some(b"login=caf\xe9&email=a%40example.com")),
+        app.post_multipart("/api/v1/user", &[Part::Bytes("login", b"caf\xe9"), Part::Text("email", "a@example.com")]),
+    ] {
+        assert_eq!((answer.status, answer.complaints()), (400, vec!["login".to_owned()]), "{answer:?}");
+    }
+    // What isn't encoded wrongly stays as it is.
+    app.post_form("/api/v1/user", "login=%EF%BF%BD&email=a%2Bb%40example.com&").ok();
+    assert_eq!(app.get("/api/v1/get-user-by-login/%EF%BF%BD").ok()["user"]["email"], "a+b@example.com");
+    assert_eq!(app.get("/api/v1/get-user-by-login/ann").status, 200);
+}
+
+#[test]
+fn an_id_that_a_client_chooses_is_neither_blank_nor_too_long_nor_holds_control_characters() {
+    let app = App::start();
+    let [long_key, long_id] = [256, 65].map(|length| "x".repeat(length));
+    for bad in ["", " ", "\u{a0}", "a\0b", "a\nb", "a\u{7f}b", "a\u{85}b", &long_key] {
+        let message = app.post("/api/v1/message", json!({"text": "hello", "key": bad}));
+        assert_eq!((message.status, message.complaints()), (400, vec!["key".to_owned()]), "{bad:?}");
+    }
+    for bad in ["", " ", "a\0b", "a\nb", &long_id] {
+        let event = app.post("/api/v1/event", json!({"accountId": bad, "payload": 1}));
+        assert_eq!((event.status, event.complaints()), (400, vec!["accountId".to_owned()]), "{bad:?}");
+        let encoded: String = bad.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        for (path, field) in [("event?accountId", "accountId"), ("message?group", "group")] {
+            let answer = app.get(&format!("/api/v1/{path}={encoded}"));
+            assert_eq!((answer.status, answer.complaints()), (400, vec![field.to_owned()]), "{bad:?}");
+        }
+    }
+    app.post("/api/v1/message", json!({"text": "hello", "key": " é 1 "})).ok();
+    assert_eq!(app.db.count("SELECT count(*) AS n FROM message_outbox WHERE key = 'é 1'"), 1);
+    assert_eq!(
+        app.db.count("SELECT (SELECT count(*) FROM message_outbox) + (SELECT count(*) FROM stream_event) AS n"),
+        1
+    );
+}
+
+#[test]
 fn a_body_that_cant_be_taken_apart_is_refused_without_being_quoted() {
     let app = App::start();
     let json = [("content-type", "application/json")];

@@ -342,3 +342,36 @@ fn an_account_that_isnt_known_is_404_and_one_that_cant_be_is_400() {
         assert_eq!((answer.status, answer.complaints()), (400, vec![field.to_owned()]), "{path}");
     }
 }
+
+#[test]
+fn an_account_that_a_path_cannot_carry_is_told_by_a_parameter() {
+    let app = App::start();
+    for account in [".", "..", "a..b", "17"] {
+        post(&app, &format!(r#"{{"accountId": "{account}", "payload": 1}}"#)).ok();
+        let told = app.get(&format!("{PATH}?accountId={account}&after=0")).ok();
+        assert_eq!((&told["head"], &told["events"][0]["seq"]), (&json!(1), &json!(1)), "{account}");
+    }
+    assert_eq!(app.get(PATH).complaints(), ["accountId"]);
+    assert_eq!(app.get(&format!("{PATH}/a?accountId=a")).complaints(), ["accountId"]);
+}
+
+#[test]
+fn an_id_is_answered_as_it_was_given_and_never_as_a_number_that_a_browser_would_change() {
+    let app = App::start();
+    for (given, told) in [
+        ("17", json!(17)),
+        ("\"17\"", json!("17")),
+        ("9007199254740991", json!(9_007_199_254_740_991_i64)),
+        ("9007199254740992", json!("9007199254740992")),
+        ("\"9007199254740993\"", json!("9007199254740993")),
+        ("18446744073709551615", json!("18446744073709551615")),
+    ] {
+        let answer = post(&app, &format!(r#"{{"accountId": {given}, "payload": 1}}"#)).ok();
+        assert_eq!(answer["heads"][0]["accountId"], told, "{given}");
+    }
+    // They are the same account however they're written, and where both are, the string says more.
+    let answer = post(&app, r#"{"events": [{"accountId": 17, "payload": 1}, {"accountId": "17", "payload": 1}]}"#).ok();
+    assert_eq!(answer["heads"], json!([{"accountId": "17", "seq": 4}]));
+    assert_eq!(app.get(&format!("{PATH}/17")).ok()["accountId"], 17);
+    assert_eq!(app.get(&format!("{PATH}/9007199254740993")).ok()["accountId"], "9007199254740993");
+}

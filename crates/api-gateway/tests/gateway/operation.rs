@@ -163,7 +163,8 @@ fn a_request_for_what_somebody_holds_is_told_to_try_again_and_others_are_served(
     };
     let user = || vec![app.send(Method::PATCH, &rename, &[], None), app.post("/api/v1/post-tweet", tweet(ann, true))];
     let head = || vec![app.post("/api/v1/event", event("held"))];
-    let cases: [(&str, String, &dyn Fn() -> Vec<Answer>); 3] = [
+    type Requests<'a> = &'a dyn Fn() -> Vec<Answer>;
+    let cases: [(&str, String, Requests<'_>); 3] = [
         ("the author's lock", format!("SELECT pg_advisory_xact_lock({ann})"), &author),
         ("the user's row", format!(r#"SELECT FROM "user" WHERE id = {ann} FOR UPDATE"#), &user),
         ("the account's head", "SELECT FROM stream_head WHERE key = 'held' FOR UPDATE".into(), &head),

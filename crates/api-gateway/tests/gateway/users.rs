@@ -179,6 +179,44 @@ fn an_avatar_is_served_as_it_was_uploaded_until_it_is_replaced() {
 }
 
 #[test]
+fn an_avatars_file_may_be_called_anything() {
+    let app = App::start();
+    let path = format!("/api/v1/update-user-avatar-link/{}", app.user("ann"));
+    for disposition in [
+        &b"name=\"image\"; filename=\"caf\xe9.png\""[..],
+        b"name=\"image\"; filename=\"caf\xc3\xa9.png\"",
+        b"name=\"image\"; filename*=windows-1252''caf%E9.png",
+        b"filename=\"\"; NAME=image",
+        b"name=\"image\"; filename=\"a \\\"quoted; name=x\\\" one.png\"; size=9",
+    ] {
+        let head = [b"--XX\r\nContent-Disposition: form-data; ", disposition, b"\r\n\r\n"].concat();
+        let body = [&head, PNG, b"\r\n--XX--\r\n"].concat();
+        let headers = [("content-type", "multipart/form-data; boundary=XX")];
+        let user = app.send(Method::POST, &path, &headers, Some(&body)).ok()["user"].clone();
+        assert_eq!(app.get(user["avatarLink"].as_str().unwrap()).body, PNG);
+    }
+}
+
+#[test]
+fn a_user_is_found_by_a_login_that_a_path_cannot_carry() {
+    let app = App::start();
+    for (login, encoded) in
+        [(".", "."), ("..", ".."), ("a/b", "a%2Fb"), ("a%2Fb", "a%252Fb"), ("a+b?c#d;é", "a%2Bb%3Fc%23d%3B%C3%A9")]
+    {
+        let user = json!({"login": login, "email": "a@example.com"});
+        let id = app.post("/api/v1/user", user).ok()["id"].clone();
+        let by_query = app.get(&format!("/api/v1/get-user-by-login?login={encoded}")).ok();
+        assert_eq!(by_query["user"]["id"], id, "{login}");
+        if !encoded.starts_with('.') {
+            let by_path = app.get(&format!("/api/v1/get-user-by-login/{encoded}")).ok();
+            assert_eq!(by_path["user"]["id"], id, "{login}");
+        }
+    }
+    assert_eq!(app.get("/api/v1/get-user-by-login").complaints(), ["login"]);
+    assert_eq!(app.get("/api/v1/get-user-by-login/ann?login=bob").complaints(), ["login"]);
+}
+
+#[test]
 fn an_avatar_may_come_as_base64_in_json() {
     let app = App::start();
     let id = app.user("ann");
