@@ -160,7 +160,7 @@ fn everything_works_where_every_default_is_unlike_what_the_code_needs() {
 
     let account = AccountId::parse("a").unwrap();
     let event = (account.clone(), Payload::parse(r#"{"path": "C:\\dir\\é"}"#).unwrap());
-    database.transaction(|conn| streams::append(conn, ACCOUNT_EVENT, &[event.clone()], Some("é"))).unwrap();
+    database.transaction(|conn| streams::append(conn, ACCOUNT_EVENT, std::slice::from_ref(&event), Some("é"))).unwrap();
     let (standing, events) = results::account(conn, &account, 0, 10, 1 << 20).unwrap();
     assert_eq!((standing.head, &*events[0].payload), (1, event.1.as_str()));
     let age = chrono::Utc::now() - events[0].event.generated_at;
