@@ -115,18 +115,11 @@ async fn run(gateway: &Gateway, correlation_id: &CorrelationId, order: Order) ->
             imports::release(conn, id)?;
             Ok(import)
         };
-        let next = match gateway.write(deadline, step).await {
+        let next = gateway.write(deadline, step).await?;
+        if next.state == "failed" {
             // The author was deleted meanwhile.
-            Err(Error::NotFound(what)) => {
-                let give_up = move |conn: &mut _| {
-                    imports::fail(conn, id, &format!("unknown {what}"))?;
-                    imports::release(conn, id)
-                };
-                gateway.write(deadline, give_up).await?;
-                return Err(Error::NotFound(what));
-            }
-            result => result?,
-        };
+            return Err(Error::NotFound("user"));
+        }
         let growth = |then: i32, now: i32| u64::try_from(now - then).unwrap_or(0);
         telemetry::emit(ImportProgressed {
             import_id: &id,

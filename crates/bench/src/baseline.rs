@@ -41,8 +41,8 @@ pub(crate) fn seed_users(conn: &mut PgConnection, prefix: &str, first: i64, coun
 /// Lets the users with ids `first …` follow an author who has no tweets yet.
 pub(crate) fn seed_followers(conn: &mut PgConnection, author: UserId, first: i64, count: i64) -> Result<()> {
     sql_query(
-        "INSERT INTO subscription (author_id, follower_id, since_tweet_id)
-         SELECT $1, i, 0 FROM generate_series($2, $2 + $3 - 1) i",
+        "INSERT INTO subscription (author_id, follower_id, since_tweet_id, after_tweet_id)
+         SELECT $1, i, 0, 0 FROM generate_series($2, $2 + $3 - 1) i",
     )
     .bind::<BigInt, _>(author.0)
     .bind::<BigInt, _>(first)

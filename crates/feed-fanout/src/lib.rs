@@ -65,8 +65,11 @@ impl BatchHandler for Fanout {
         let mut conn = self.database.connection()?;
         // Else a wrong author's followers would be walked, and the tweet's own never hear of it.
         let posted: Vec<_> = batch.iter().map(|item| (item.message.0.id, item.message.0.author_id)).collect();
-        tweets::require_posted(&mut conn, &posted)?;
+        let live = tweets::live(&mut conn, &posted)?;
         for Item { message: PublishTweet(tweet), received } in batch {
+            if !live.contains(&tweet.id) {
+                continue;
+            }
             let mut after = UserId(0);
             while let Some(upto) = subscriptions::next_chunk(&mut conn, tweet.author_id, after, self.chunk)? {
                 let chunk = UpdateFeedChunk { tweet: tweet.clone(), followers: FollowerRange { after, upto } };

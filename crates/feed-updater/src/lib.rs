@@ -58,23 +58,27 @@ pub fn run() -> anyhow::Result<()> {
     service.consume(queue::update_feed(), consuming, Updater::new)
 }
 
-/// Removes what is due, every `interval`. What fails is due again next time.
+/// Removes what is due, every `interval`. What fails is due again later, and keeps nothing else waiting.
 fn sweep(database: &Database, interval: Duration, stop: &Stop) {
     while !stop.wait(interval) {
         let start = Instant::now();
         let mut removed = 0;
-        let ended = loop {
-            match database.transaction(garbage::sweep_one) {
-                Ok(Some(rows)) => removed += rows as u64,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            }
+        loop {
             if stop.is_requested() {
                 return;
             }
-        };
-        if let Err(error) = ended {
-            log::warn!("the sweep goes on later: {:#}", anyhow::Error::new(error));
+            let piece = match database.transaction(garbage::take) {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break,
+                Err(error) => {
+                    log::warn!("the sweep goes on later: {:#}", anyhow::Error::new(error));
+                    break;
+                }
+            };
+            match database.transaction(|conn| garbage::sweep(conn, &piece)) {
+                Ok(rows) => removed += rows as u64,
+                Err(error) => log::warn!("swept later: {:#}", anyhow::Error::new(error)),
+            }
         }
         if removed > 0 {
             telemetry::emit(SweepDone { removed, duration: start.elapsed() });

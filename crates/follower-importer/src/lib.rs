@@ -10,7 +10,11 @@ use domain::{
 use process::Program;
 use serde::Deserialize;
 use service::Service;
-use storage::{Database, imports};
+use storage::{
+    Database, Error, PgConnection,
+    imports::{self, Import},
+    users,
+};
 use telemetry::ImportProgressed;
 use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
@@ -63,10 +67,12 @@ impl Importer {
             let field = if field == "prefix" { "followerLogin" } else { field };
             self.give_up(message.import_id, Failure::permanent(format!("{field} {invalid}")))
         })?;
-        let mut import = self.database.transaction(|conn| match message.import_id {
-            Some(id) => imports::get(conn, id),
-            None => imports::open(conn, &request_key(message, received), message.user_id, &plan),
+        let import = self.database.transaction(|conn| match message.import_id {
+            Some(id) => imports::get(conn, id).map(Some),
+            None => open(conn, message, received, &plan),
         })?;
+        // Nobody is left who could be followed.
+        let Some(mut import) = import else { return Ok(()) };
         while !import.is_over() {
             if step.is_stopping() {
                 return Err(Failure::Unavailable(anyhow!("stopping; the import goes on from its last step")));
@@ -97,6 +103,19 @@ impl Importer {
             Ok(()) => failure,
             Err(error) => error.into(),
         }
+    }
+}
+
+/// The import of another program's message; `None` where the author is deleted.
+fn open(
+    conn: &mut PgConnection,
+    message: &AddFollowers,
+    received: &Received,
+    plan: &ImportPlan,
+) -> Result<Option<Import>, Error> {
+    match imports::open(conn, &request_key(message, received), message.user_id, plan) {
+        Err(Error::NotFound(_)) => users::require_known(conn, &[message.user_id]).map(|()| None),
+        result => result.map(Some),
     }
 }
 

@@ -29,29 +29,32 @@ struct Row {
 const CHECKS: &[(&str, &str)] = &[
     (
         "feed rows missing",
-        "SELECT 'reader ' || s.follower_id || ', tweet ' || t.id AS example
+        r#"SELECT 'reader ' || s.follower_id || ', tweet ' || t.id AS example
          FROM subscription s
          JOIN tweet t ON t.author_id = s.author_id AND t.id >= s.since_tweet_id AND t.deleted_at IS NULL
-         WHERE NOT EXISTS (SELECT FROM feed_entry f WHERE f.reader_id = s.follower_id AND f.tweet_id = t.id)",
+         JOIN "user" a ON a.id = s.author_id AND a.deleted_at IS NULL
+         WHERE NOT EXISTS (SELECT FROM feed_entry f WHERE f.reader_id = s.follower_id AND f.tweet_id = t.id)"#,
     ),
     (
-        // What was left behind by a tweet deleted or an author left stays unseen until the sweep; anything else that
-        // the rule doesn't give has no business there.
+        // What was left behind by a tweet or an author deleted, or an author left, stays unseen until the sweep; anything
+        // else that the rule doesn't give has no business there.
         "feed rows extra",
-        "SELECT 'reader ' || f.reader_id || ', tweet ' || f.tweet_id AS example
+        r#"SELECT 'reader ' || f.reader_id || ', tweet ' || f.tweet_id AS example
          FROM feed_entry f
          LEFT JOIN tweet t ON t.id = f.tweet_id
          LEFT JOIN subscription s
              ON s.author_id = t.author_id AND s.follower_id = f.reader_id AND s.since_tweet_id <= t.id
          WHERE t.id IS NULL
             OR (t.deleted_at IS NULL AND s.follower_id IS NULL AND NOT EXISTS (
-                SELECT FROM former_subscription e WHERE e.author_id = t.author_id AND e.follower_id = f.reader_id))",
+                SELECT FROM former_subscription e WHERE e.author_id = t.author_id AND e.follower_id = f.reader_id)
+                AND NOT EXISTS (SELECT FROM "user" a WHERE a.id = t.author_id AND a.deleted_at IS NOT NULL))"#,
     ),
     (
         "notifications missing",
         r#"SELECT u.channel || ' of user ' || u.id || ', tweet ' || t.id AS example
          FROM subscription s
-         JOIN tweet t ON t.author_id = s.author_id AND s.created_at <= t.created_at AND t.deleted_at IS NULL
+         JOIN tweet t ON t.author_id = s.author_id AND s.after_tweet_id < t.id AND t.deleted_at IS NULL
+         JOIN "user" a ON a.id = s.author_id AND a.deleted_at IS NULL
          JOIN "user" u ON u.id = s.follower_id AND u.deleted_at IS NULL
          WHERE NOT EXISTS (
              SELECT FROM email_notification n
@@ -70,11 +73,11 @@ const CHECKS: &[(&str, &str)] = &[
          WHERE n.source = 'tweet'
            AND (t.id IS NULL OR u.id IS NULL OR NOT EXISTS (
                SELECT FROM subscription s
-               WHERE s.author_id = t.author_id AND s.follower_id = n.user_id AND s.created_at <= t.created_at
+               WHERE s.author_id = t.author_id AND s.follower_id = n.user_id AND s.after_tweet_id < t.id
                UNION ALL
                SELECT FROM former_subscription s
-               WHERE s.author_id = t.author_id AND s.follower_id = n.user_id AND s.created_at <= t.created_at
-                 AND t.created_at <= s.ended_at))"#,
+               WHERE s.author_id = t.author_id AND s.follower_id = n.user_id
+                 AND s.after_tweet_id < t.id AND t.id <= s.upto_tweet_id))"#,
     ),
     (
         // The keys of the tables exclude doubles within a channel, as long as they're there.
@@ -92,8 +95,8 @@ const CHECKS: &[(&str, &str)] = &[
     (
         "imports that don't add up",
         r#"SELECT 'import ' || i.id AS example FROM follower_import i
-         WHERE (i.state = 'done' AND i.next_index <> i.requested)
-            OR i.created <> (SELECT count(*) FROM "user" u WHERE u.import_id = i.id)"#,
+         LEFT JOIN (SELECT import_id, count(*) AS users FROM "user" GROUP BY import_id) made ON made.import_id = i.id
+         WHERE (i.state = 'done' AND i.next_index <> i.requested) OR i.created <> coalesce(made.users, 0)"#,
     ),
 ];
 

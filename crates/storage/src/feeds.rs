@@ -1,7 +1,7 @@
 //! Table `feed_entry`: the materialised home feeds.
 //!
-//! A reader's feed is: for every present subscription, the author's undeleted tweets with `id >= since_tweet_id`.
-//! Reading joins the live subscription and tweet, so unfollowing and deleting show at once.
+//! A reader's feed is: for every present subscription, the author's undeleted tweets with `id >= since_tweet_id`, unless the
+//! author is deleted. Reading joins the live rows, so leaving and deleting show at once.
 
 use crate::{
     Result,
@@ -17,8 +17,8 @@ use diesel::{
 };
 use domain::{TweetId, UserId, message::FollowerRange};
 
-/// Puts tweets into the feeds of ranges of their authors' followers, and answers how many rows are new. Deleted
-/// tweets and followers who may not see the tweet are passed over. To be run in a transaction.
+/// Puts tweets into the feeds of ranges of their authors' followers, and returns how many rows are new. Deleted
+/// tweets, those of deleted authors, and followers who may not see the tweet are passed over. To be run in a transaction.
 ///
 /// # Errors
 /// [`crate::Error::NotFound`] when a tweet was never posted.
@@ -32,6 +32,7 @@ pub fn write(conn: &mut PgConnection, chunks: &[(TweetId, FollowerRange)]) -> Re
              SELECT s.follower_id, t.id
              FROM unnest($1, $2, $3) AS chunk (tweet_id, after, upto)
              JOIN tweet t ON t.id = chunk.tweet_id AND t.deleted_at IS NULL
+             {LIVE_AUTHOR}
              CROSS JOIN LATERAL (
                  SELECT follower_id FROM subscription
                  WHERE author_id = t.author_id AND follower_id > chunk.after AND follower_id <= chunk.upto
@@ -43,6 +44,57 @@ pub fn write(conn: &mut PgConnection, chunks: &[(TweetId, FollowerRange)]) -> Re
         .bind::<Array<BigInt>, _>(chunks.iter().map(|(_, range)| range.upto.0).collect::<Vec<_>>())
         .execute(conn)
     })
+}
+
+/// Joins to the tweet `t` that its author isn't deleted, by one look for each tweet.
+pub(crate) const LIVE_AUTHOR: &str = r#"CROSS JOIN LATERAL (
+    SELECT FROM "user" WHERE id = t.author_id AND deleted_at IS NULL OFFSET 0) author"#;
+
+/// Joins to the feed row `f` whether its reader sees the tweet, as `seen.yes`, by some looks for each row.
+pub(crate) const SEEN: &str = r#"LEFT JOIN LATERAL (
+    SELECT true AS yes
+    FROM tweet t
+    JOIN "user" author ON author.id = t.author_id AND author.deleted_at IS NULL
+    JOIN subscription s ON s.author_id = t.author_id AND s.follower_id = f.reader_id AND s.since_tweet_id <= t.id
+    WHERE t.id = f.tweet_id AND t.deleted_at IS NULL OFFSET 0) seen ON true"#;
+
+/// Of these feed rows `(reader, tweet)`, given in their order, removes those whose tweets their readers don't see, and returns
+/// how many. To be run in a transaction.
+///
+/// Who follows again brings such a row back to life. So the rows are locked first, and only the next statement looks whether
+/// they're seen: [`crate::subscriptions::create`] locks those that it finds, so it either waits and then writes them anew, or
+/// is seen here.
+pub(crate) fn remove_unseen(conn: &mut PgConnection, keys: &[(i64, i64)]) -> Result<usize> {
+    #[derive(QueryableByName)]
+    struct Key {
+        #[diesel(sql_type = BigInt)]
+        reader_id: i64,
+        #[diesel(sql_type = BigInt)]
+        tweet_id: i64,
+    }
+    // One descent of the index for each, in the order given.
+    let locked: Vec<Key> = sql_query(
+        "SELECT f.reader_id, f.tweet_id FROM unnest($1, $2) AS wanted (reader_id, tweet_id)
+         CROSS JOIN LATERAL (
+             SELECT reader_id, tweet_id FROM feed_entry
+             WHERE reader_id = wanted.reader_id AND tweet_id = wanted.tweet_id FOR UPDATE OFFSET 0) f",
+    )
+    .bind::<Array<BigInt>, _>(keys.iter().map(|(reader, _)| *reader).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(keys.iter().map(|(_, tweet)| *tweet).collect::<Vec<_>>())
+    .load(conn)?;
+    if locked.is_empty() {
+        return Ok(0);
+    }
+    let removed = sql_query(format!(
+        "DELETE FROM feed_entry gone
+         USING (SELECT f.reader_id, f.tweet_id FROM unnest($1, $2) AS f (reader_id, tweet_id)
+                {SEEN} WHERE seen.yes IS NULL OFFSET 0) f
+         WHERE gone.reader_id = f.reader_id AND gone.tweet_id = f.tweet_id"
+    ))
+    .bind::<Array<BigInt>, _>(locked.iter().map(|key| key.reader_id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(locked.iter().map(|key| key.tweet_id).collect::<Vec<_>>())
+    .execute(conn)?;
+    Ok(removed)
 }
 
 /// Runs an INSERT as it stands, in a savepoint, and only if a row is there already once more with

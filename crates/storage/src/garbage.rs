@@ -1,6 +1,9 @@
 //! Table `feed_garbage`: what nobody sees any more in feeds, to be removed by the sweep.
+//!
+//! A piece of garbage may be of any size: a deleted author's tweets in a million feeds. So it's swept in pages, each in a
+//! transaction of its own, and pieces take turns. One that fails is put off, longer each time, and keeps no other waiting.
 
-use crate::Result;
+use crate::{Result, feeds, schema::feed_garbage, subscriptions};
 use diesel::{
     PgConnection,
     prelude::*,
@@ -9,21 +12,23 @@ use diesel::{
 };
 use domain::{TweetId, UserId};
 
-/// Removes the author's tweets from the reader's feed.
-pub(crate) fn remove_author(conn: &mut PgConnection, author: UserId, reader: UserId) -> Result<usize> {
-    Ok(sql_query(
-        "DELETE FROM feed_entry f USING tweet t
-         WHERE f.reader_id = $2 AND t.id = f.tweet_id AND t.author_id = $1
-           AND NOT EXISTS (SELECT FROM subscription s
-                           WHERE s.author_id = $1 AND s.follower_id = $2 AND s.since_tweet_id <= t.id)",
-    )
-    .bind::<BigInt, _>(author.0)
-    .bind::<BigInt, _>(reader.0)
-    .execute(conn)?)
-}
-
 /// How long after it became garbage a feed row is looked for: chunks that were under way have been written by then.
-const SWEEP_DELAY: &str = "1 minute";
+pub(crate) const SWEEP_DELAY: &str = "interval '1 minute'";
+
+/// How many feed rows one transaction looks for at most.
+const PAGE: usize = 1000;
+
+/// Removes the author's newest tweets from the reader's feed, who has just left: what is first in the feed is gone at once,
+/// however much there is. The sweep goes through all.
+pub(crate) fn remove_newest(conn: &mut PgConnection, author: UserId, reader: UserId) -> Result<usize> {
+    let tweets = sql_query("SELECT id AS n FROM tweet WHERE author_id = $1 ORDER BY id DESC LIMIT $2")
+        .bind::<BigInt, _>(author.0)
+        .bind::<BigInt, _>(PAGE as i64)
+        .load::<crate::Count>(conn)?;
+    let mut keys: Vec<_> = tweets.into_iter().map(|tweet| (reader.0, tweet.n)).collect();
+    keys.reverse();
+    feeds::remove_unseen(conn, &keys)
+}
 
 pub(crate) fn author_left(conn: &mut PgConnection, author: UserId, reader: UserId) -> Result<()> {
     add(conn, author, None, Some(reader))
@@ -36,7 +41,7 @@ pub(crate) fn tweet_deleted(conn: &mut PgConnection, author: UserId, tweet: Twee
 fn add(conn: &mut PgConnection, author: UserId, tweet: Option<TweetId>, reader: Option<UserId>) -> Result<()> {
     sql_query(format!(
         "INSERT INTO feed_garbage (author_id, tweet_id, follower_id, due_at)
-         VALUES ($1, $2, $3, clock_timestamp() + interval '{SWEEP_DELAY}')"
+         VALUES ($1, $2, $3, clock_timestamp() + {SWEEP_DELAY})"
     ))
     .bind::<BigInt, _>(author.0)
     .bind::<Nullable<BigInt>, _>(tweet.map(|id| id.0))
@@ -45,42 +50,144 @@ fn add(conn: &mut PgConnection, author: UserId, tweet: Option<TweetId>, reader: 
     Ok(())
 }
 
-#[derive(QueryableByName)]
-struct Garbage {
+/// A piece of garbage whose turn it is.
+#[derive(Debug, QueryableByName)]
+pub struct Piece {
     #[diesel(sql_type = BigInt)]
-    author_id: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    tweet_id: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    follower_id: Option<i64>,
+    id: i64,
 }
 
-/// Removes the rows of one piece of garbage that is due, and answers how many; `None` when nothing is due. Any number
-/// of sweeps run side by side. To be run in a transaction.
-///
-/// # Errors
-/// The database's.
-pub fn sweep_one(conn: &mut PgConnection) -> Result<Option<usize>> {
-    let due: Option<Garbage> = sql_query(
-        "DELETE FROM feed_garbage WHERE id = (SELECT id FROM feed_garbage WHERE due_at <= clock_timestamp()
-                                              ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-         RETURNING author_id, tweet_id, follower_id",
+/// Takes a piece that is due, if there's any, and puts it off: whoever takes it either gets on with it, or it's due again
+/// later. Any number of sweeps run side by side. To be committed before [`sweep`].
+pub fn take(conn: &mut PgConnection) -> Result<Option<Piece>> {
+    Ok(sql_query(
+        "UPDATE feed_garbage
+         SET attempts = attempts + 1, due_at = clock_timestamp() + interval '1 minute' * (1 << least(attempts, 6))
+         WHERE id = (SELECT id FROM feed_garbage WHERE due_at <= clock_timestamp()
+                     ORDER BY due_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+         RETURNING id",
     )
     .get_result(conn)
-    .optional()?;
-    let Some(garbage) = due else { return Ok(None) };
-    let removed = match garbage {
-        Garbage { author_id, follower_id: Some(reader), .. } => remove_author(conn, UserId(author_id), UserId(reader))?,
-        // Whoever has the row follows the author, or did: no index on the tweet is needed.
-        Garbage { author_id, tweet_id, .. } => sql_query(
-            "DELETE FROM feed_entry f
-             USING (SELECT follower_id FROM subscription WHERE author_id = $1
-                    UNION SELECT follower_id FROM former_subscription WHERE author_id = $1) s
-             WHERE f.reader_id = s.follower_id AND f.tweet_id = $2",
-        )
-        .bind::<BigInt, _>(author_id)
-        .bind::<Nullable<BigInt>, _>(tweet_id)
-        .execute(conn)?,
+    .optional()?)
+}
+
+/// What a piece is, and how far it's swept.
+#[derive(Queryable)]
+struct Garbage {
+    author: Option<i64>,
+    tweet: Option<i64>,
+    follower: Option<i64>,
+    swept_follower: i64,
+    swept_tweet: i64,
+}
+
+/// Removes the next page of the rows of a piece, and returns how many it removed. What is left is due again, after the
+/// others that are. To be run in a transaction.
+pub fn sweep(conn: &mut PgConnection, piece: &Piece) -> Result<usize> {
+    // Whoever holds a row holds up this piece alone, and not for long.
+    sql_query("SET LOCAL lock_timeout = '1s'").execute(conn)?;
+    let garbage = feed_garbage::table
+        .find(piece.id)
+        .select((
+            feed_garbage::author_id,
+            feed_garbage::tweet_id,
+            feed_garbage::follower_id,
+            feed_garbage::swept_follower_id,
+            feed_garbage::swept_tweet_id,
+        ))
+        .for_update()
+        .first::<Garbage>(conn)
+        .optional()?;
+    let Some(garbage) = garbage else { return Ok(0) };
+    let (removed, swept) = match (garbage.author, garbage.follower) {
+        (None, Some(reader)) => (0, end_first(conn, UserId(reader))?.then_some((0, 0))),
+        (Some(author), _) => {
+            let page = garbage.page(conn, author)?;
+            (feeds::remove_unseen(conn, &page.keys)?, page.swept)
+        }
+        // The table's condition excludes that.
+        (None, None) => (0, None),
     };
-    Ok(Some(removed))
+    let row = feed_garbage::table.find(piece.id);
+    match swept {
+        Some((follower, tweet)) => diesel::update(row)
+            .set((
+                feed_garbage::swept_follower_id.eq(follower),
+                feed_garbage::swept_tweet_id.eq(tweet),
+                feed_garbage::attempts.eq(0),
+                feed_garbage::due_at.eq(diesel::dsl::now),
+            ))
+            .execute(conn)?,
+        None => diesel::delete(row).execute(conn)?,
+    };
+    Ok(removed)
+}
+
+/// Ends the first of a deleted reader's subscriptions; returns whether there was one. The rows become garbage by that.
+fn end_first(conn: &mut PgConnection, reader: UserId) -> Result<bool> {
+    let Some(author) = subscriptions::first_author_of(conn, reader)? else { return Ok(false) };
+    if subscriptions::end(conn, author, reader)? {
+        author_left(conn, author, reader)?;
+    }
+    Ok(true)
+}
+
+/// Keys of feed rows to look for, in order, and how far the piece is swept with them; `None` when it's swept to its end.
+struct Page {
+    keys: Vec<(i64, i64)>,
+    swept: Option<(i64, i64)>,
+}
+
+impl Garbage {
+    /// The next keys: a reader after the other, and of each the author's tweets.
+    fn page(&self, conn: &mut PgConnection, author: i64) -> Result<Page> {
+        let tweets = match self.tweet {
+            Some(tweet) => vec![tweet],
+            None => ids(
+                sql_query("SELECT id AS n FROM tweet WHERE author_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+                    .bind::<BigInt, _>(author)
+                    .bind::<BigInt, _>(self.swept_tweet)
+                    .bind::<BigInt, _>(PAGE as i64)
+                    .load(conn)?,
+            ),
+        };
+        // More tweets than a page holds: readers are gone through one by one.
+        let in_part = self.swept_tweet > 0 || tweets.len() == PAGE;
+        if tweets.is_empty() && !in_part {
+            return Ok(Page { keys: Vec::new(), swept: None });
+        }
+        let limit = if in_part { 1 } else { PAGE / tweets.len() };
+        let readers = self.readers(conn, author, limit)?;
+        let swept = match (readers.last(), tweets.last()) {
+            (Some(_), Some(tweet)) if tweets.len() == PAGE => Some((self.swept_follower, *tweet)),
+            (Some(reader), _) if self.follower.is_none() && readers.len() == limit => Some((*reader, 0)),
+            _ => None,
+        };
+        let keys = readers.iter().flat_map(|reader| tweets.iter().map(|tweet| (*reader, *tweet))).collect();
+        Ok(Page { keys, swept })
+    }
+
+    /// The next readers: whoever has a row follows the author, or did, so no index on the tweet is needed.
+    fn readers(&self, conn: &mut PgConnection, author: i64, limit: usize) -> Result<Vec<i64>> {
+        if let Some(follower) = self.follower {
+            return Ok(if follower > self.swept_follower { vec![follower] } else { Vec::new() });
+        }
+        let page = |table: &str| {
+            format!(
+                "(SELECT DISTINCT follower_id FROM {table} WHERE author_id = $1 AND follower_id > $2
+                  ORDER BY follower_id LIMIT $3)"
+            )
+        };
+        let query =
+            format!("{} UNION {} ORDER BY 1 LIMIT $3", page("subscription"), page("former_subscription"));
+        Ok(ids(sql_query(format!("SELECT follower_id AS n FROM ({query}) reader ORDER BY 1"))
+            .bind::<BigInt, _>(author)
+            .bind::<BigInt, _>(self.swept_follower)
+            .bind::<BigInt, _>(limit as i64)
+            .load(conn)?))
+    }
+}
+
+fn ids(rows: Vec<crate::Count>) -> Vec<i64> {
+    rows.into_iter().map(|row| row.n).collect()
 }

@@ -33,6 +33,9 @@ pub struct Import {
     pub updated_at: DateTime<Utc>,
 }
 
+/// Why an import fails whose author is deleted before it's done.
+const AUTHOR_DELETED: &str = "the author was deleted";
+
 impl Import {
     /// Whether nothing more will come of it.
     pub fn is_over(&self) -> bool {
@@ -75,11 +78,12 @@ pub fn get(conn: &mut PgConnection, id: ImportId) -> Result<Import> {
         .ok_or(Error::NotFound("import"))
 }
 
-/// Makes the next at most `size` users and lets them follow; answers how the import then stands. What is done is done:
-/// a step runs on from where the last one committed, whoever made it. To be run in a transaction of its own.
+/// Makes the next at most `size` users and lets them follow; returns how the import then stands. What is done is done:
+/// a step runs on from where the last one committed, whoever made it. Where the author is deleted, the import fails. To be
+/// run in a transaction of its own.
 ///
 /// # Errors
-/// [`Error::NotFound`] when there's no such import, or its author is gone.
+/// [`Error::NotFound`] when there's no such import.
 pub fn step(conn: &mut PgConnection, id: ImportId, size: u32) -> Result<Import> {
     let import: Import = follower_import::table
         .find(id.0)
@@ -91,7 +95,13 @@ pub fn step(conn: &mut PgConnection, id: ImportId, size: u32) -> Result<Import> 
     if import.is_over() {
         return Ok(import);
     }
-    users::require(conn, import.author_id)?;
+    match users::require(conn, import.author_id) {
+        Err(Error::NotFound(_)) => {
+            fail(conn, id, AUTHOR_DELETED)?;
+            return get(conn, id);
+        }
+        result => result?,
+    }
     let size = i32::try_from(size.max(1)).unwrap_or(i32::MAX);
     let upto = import.next_index.saturating_add(size).min(import.requested);
     let made = users::create_series(conn, &import.prefix, import.next_index..upto, Some(id))?;

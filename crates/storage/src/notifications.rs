@@ -15,16 +15,15 @@ pub fn table(channel: Channel) -> &'static str {
     }
 }
 
-/// Notifies those followers in each range who have this channel and followed when the tweet was posted; answers how
-/// many rows are new. A deleted tweet notifies nobody. To be run in a transaction.
+/// Notifies those followers in each range who have this channel and followed when the tweet was posted; returns how
+/// many rows are new. A deleted tweet notifies nobody, nor does a deleted author's. To be run in a transaction.
 ///
 /// # Errors
 /// [`Error::NotFound`] when a tweet was never posted.
 pub fn record_chunks(conn: &mut PgConnection, channel: Channel, chunks: &[&SendNotificationChunk]) -> Result<usize> {
     tweets::require_known(conn, &chunks.iter().map(|chunk| chunk.tweet_id).collect::<Vec<_>>())?;
     let column = |of: fn(&SendNotificationChunk) -> i64| chunks.iter().map(|chunk| of(chunk)).collect::<Vec<_>>();
-    let address = channel.as_str();
-    let table = table(channel);
+    let (address, table, live_author) = (channel.as_str(), table(channel), feeds::LIVE_AUTHOR);
     feeds::insert_new(conn, |conn, on_conflict| {
         // Planned as `feeds::write` is.
         sql_query(format!(
@@ -32,10 +31,11 @@ pub fn record_chunks(conn: &mut PgConnection, channel: Channel, chunks: &[&SendN
                SELECT s.follower_id, 'tweet', t.id::text, u.{address}, chunk.text
                FROM unnest($1, $2, $3, $4) AS chunk (tweet_id, after, upto, text)
                JOIN tweet t ON t.id = chunk.tweet_id AND t.deleted_at IS NULL
+               {live_author}
                CROSS JOIN LATERAL (
                    SELECT follower_id FROM subscription
                    WHERE author_id = t.author_id AND follower_id > chunk.after AND follower_id <= chunk.upto
-                     AND created_at <= t.created_at OFFSET 0) s
+                     AND after_tweet_id < t.id OFFSET 0) s
                CROSS JOIN LATERAL (
                    SELECT {address} FROM "user"
                    WHERE id = s.follower_id AND channel = '{address}' AND deleted_at IS NULL OFFSET 0) u

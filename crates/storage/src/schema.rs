@@ -89,10 +89,30 @@ diesel::table! {
 diesel::table! {
     feed_garbage (id) {
         id -> Int8,
-        author_id -> Int8,
+        author_id -> Nullable<Int8>,
         tweet_id -> Nullable<Int8>,
         follower_id -> Nullable<Int8>,
         due_at -> Timestamptz,
+        swept_follower_id -> Int8,
+        swept_tweet_id -> Int8,
+        attempts -> Int4,
+    }
+}
+
+diesel::table! {
+    feed_repair (id) {
+        id -> Int8,
+        started_by -> Text,
+        started_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        finished_at -> Nullable<Timestamptz>,
+        phase -> Text,
+        after_id -> Int8,
+        after_key -> Text,
+        feed_rows_written -> Int8,
+        notifications_written -> Int8,
+        feed_rows_removed -> Int8,
+        notifications_removed -> Int8,
     }
 }
 
@@ -120,6 +140,8 @@ diesel::table! {
         since_tweet_id -> Int8,
         created_at -> Timestamptz,
         ended_at -> Timestamptz,
+        after_tweet_id -> Int8,
+        upto_tweet_id -> Int8,
     }
 }
 
@@ -285,6 +307,7 @@ diesel::table! {
         follower_id -> Int8,
         since_tweet_id -> Int8,
         created_at -> Timestamptz,
+        after_tweet_id -> Int8,
     }
 }
 
@@ -329,6 +352,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     email_notification,
     feed_entry,
     feed_garbage,
+    feed_repair,
     follower_import,
     former_subscription,
     lease,

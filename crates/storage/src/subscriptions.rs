@@ -16,7 +16,7 @@ use domain::UserId;
 /// How many of the author's newest tweets a new follower finds in the feed.
 pub const FILL_IN: i64 = 100;
 
-/// Lets `follower` follow `author`, and fills the author's newest tweets into the follower's feed. Answers whether
+/// Lets `follower` follow `author`, and fills the author's newest tweets into the follower's feed. Returns whether
 /// that's new. To be run in a transaction.
 ///
 /// # Errors
@@ -27,42 +27,32 @@ pub fn create(conn: &mut PgConnection, author: UserId, follower: UserId) -> Resu
     Ok(add(conn, author, &[follower.0])? > 0)
 }
 
-#[derive(QueryableByName)]
-struct Follower {
-    #[diesel(sql_type = BigInt)]
-    follower_id: i64,
-}
-
-/// Lets all these users, who are known to be there, follow `author`; answers how many didn't before.
+/// Lets all these users, who are known to be there, follow `author`; returns how many didn't before.
 pub(crate) fn add(conn: &mut PgConnection, author: UserId, followers: &[i64]) -> Result<usize> {
     locks::author_for_following(conn, author)?;
-    // The lock comes first and the statement's snapshot after it, so this sees every tweet whose posting came before.
-    let new: Vec<i64> = sql_query(
-        "INSERT INTO subscription (author_id, follower_id, since_tweet_id)
-         SELECT $1, f, coalesce((SELECT min(id) FROM (SELECT id FROM tweet WHERE author_id = $1 AND deleted_at IS NULL
-                                                      ORDER BY id DESC LIMIT $3) newest), 0)
-         FROM unnest($2) f ORDER BY f
-         ON CONFLICT DO NOTHING RETURNING follower_id",
+    // The lock comes first and the statement's snapshot after it, so this sees every tweet whose posting came before. It's
+    // one statement, so that a deletion in between can't let an older tweet in. A row that is there already is left over
+    // from an earlier subscription, and the sweep may be about to remove it: locking it has one wait for the other.
+    let new = sql_query(
+        "WITH newest AS MATERIALIZED (
+             SELECT id FROM tweet WHERE author_id = $1 AND deleted_at IS NULL ORDER BY id DESC LIMIT $3),
+         new AS (
+             INSERT INTO subscription (author_id, follower_id, since_tweet_id, after_tweet_id)
+             SELECT $1, f, coalesce((SELECT min(id) FROM newest), 0),
+                    coalesce((SELECT max(id) FROM tweet WHERE author_id = $1), 0)
+             FROM unnest($2) f ORDER BY f
+             ON CONFLICT DO NOTHING RETURNING follower_id),
+         filled AS (
+             INSERT INTO feed_entry (reader_id, tweet_id)
+             SELECT follower_id, id FROM new, newest ORDER BY 1, 2
+             ON CONFLICT (reader_id, tweet_id) DO UPDATE SET tweet_id = excluded.tweet_id)
+         SELECT count(*) AS n FROM new",
     )
     .bind::<BigInt, _>(author.0)
     .bind::<Array<BigInt>, _>(followers)
     .bind::<BigInt, _>(FILL_IN)
-    .load::<Follower>(conn)?
-    .into_iter()
-    .map(|row| row.follower_id)
-    .collect();
-    sql_query(
-        "INSERT INTO feed_entry (reader_id, tweet_id)
-         SELECT f, t.id FROM unnest($2) f,
-             (SELECT id FROM tweet WHERE author_id = $1 AND deleted_at IS NULL ORDER BY id DESC LIMIT $3) t
-         ORDER BY f, t.id
-         ON CONFLICT DO NOTHING",
-    )
-    .bind::<BigInt, _>(author.0)
-    .bind::<Array<BigInt>, _>(&new)
-    .bind::<BigInt, _>(FILL_IN)
-    .execute(conn)?;
-    Ok(new.len())
+    .get_result::<crate::Count>(conn)?;
+    Ok(usize::try_from(new.n).unwrap_or(0))
 }
 
 /// Ends that `follower` follows `author`; the author's tweets leave the follower's feed. To be run in a transaction.
@@ -70,20 +60,39 @@ pub(crate) fn add(conn: &mut PgConnection, author: UserId, followers: &[i64]) ->
 /// # Errors
 /// [`Error::NotFound`] when there's no such subscription.
 pub fn remove(conn: &mut PgConnection, author: UserId, follower: UserId) -> Result<()> {
+    if !end(conn, author, follower)? {
+        return Err(Error::NotFound("subscription"));
+    }
+    garbage::remove_newest(conn, author, follower)?;
+    garbage::author_left(conn, author, follower)
+}
+
+/// Ends a subscription, of which `former_subscription` remembers what follows from it; returns whether there was one.
+pub(crate) fn end(conn: &mut PgConnection, author: UserId, follower: UserId) -> Result<bool> {
     locks::author_for_following(conn, author)?;
     let ended = sql_query(
         "WITH ended AS (DELETE FROM subscription WHERE author_id = $1 AND follower_id = $2 RETURNING *)
-         INSERT INTO former_subscription (author_id, follower_id, since_tweet_id, created_at)
-         SELECT author_id, follower_id, since_tweet_id, created_at FROM ended",
+         INSERT INTO former_subscription
+             (author_id, follower_id, since_tweet_id, created_at, after_tweet_id, upto_tweet_id)
+         SELECT author_id, follower_id, since_tweet_id, created_at, after_tweet_id,
+                coalesce((SELECT max(id) FROM tweet WHERE author_id = $1), 0)
+         FROM ended",
     )
     .bind::<BigInt, _>(author.0)
     .bind::<BigInt, _>(follower.0)
     .execute(conn)?;
-    if ended == 0 {
-        return Err(Error::NotFound("subscription"));
-    }
-    garbage::remove_author(conn, author, follower)?;
-    garbage::author_left(conn, author, follower)
+    Ok(ended > 0)
+}
+
+/// The author with the lowest id whom `follower` follows.
+pub(crate) fn first_author_of(conn: &mut PgConnection, follower: UserId) -> Result<Option<UserId>> {
+    let first = subscription::table
+        .filter(subscription::follower_id.eq(follower.0))
+        .order(subscription::author_id)
+        .select(subscription::author_id)
+        .first::<i64>(conn)
+        .optional()?;
+    Ok(first.map(UserId))
 }
 
 #[derive(QueryableByName)]

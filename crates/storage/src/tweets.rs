@@ -10,13 +10,14 @@ use diesel::{
     PgConnection,
     prelude::*,
     sql_query,
-    sql_types::{Array, BigInt},
+    sql_types::{Array, BigInt, Bool, Text, Timestamptz},
 };
 use domain::{
     TweetId, UserId,
     message::Tweet,
     values::{Login, TweetText},
 };
+use std::collections::BTreeSet;
 
 /// A tweet as readers see it.
 #[derive(Clone, Queryable)]
@@ -40,13 +41,40 @@ pub struct Shown {
 pub fn post(conn: &mut PgConnection, author: UserId, text: &TweetText) -> Result<Tweet> {
     locks::author_for_posting(conn, author)?;
     let login = users::by_id(conn, author)?.login;
-    // Id and time are given after the lock was taken, so both grow with every tweet of this author.
-    let (id, created_at) = diesel::insert_into(tweet::table)
-        .values((tweet::author_id.eq(author.0), tweet::text.eq(text.as_str())))
-        .returning((tweet::id, tweet::created_at))
-        .get_result::<(i64, DateTime<Utc>)>(conn)?;
+    let mut posted = insert(conn, author, text)?;
+    if posted.is_none() {
+        log::warn!("the sequence of tweet ids is behind the tweets that are there; it goes on after them");
+        sql_query("SELECT setval('tweet_id_seq', (SELECT max(id) FROM tweet))").execute(conn)?;
+        posted = insert(conn, author, text)?;
+    }
+    let Posted { id, created_at } = posted.ok_or(Error::Conflict("the sequence of tweet ids was set back"))?;
     let author_login = Login::parse(&login).map_err(|_| Error::Conflict("the author's login has no valid form"))?;
     Ok(Tweet { id: TweetId(id), author: author_login, author_id: author, text: text.clone(), created_at })
+}
+
+#[derive(QueryableByName)]
+struct Posted {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+}
+
+/// Inserts a tweet with the next id; `None` where that isn't above all of the author's. The id is given after the lock was
+/// taken, so ids grow with every tweet of an author, and who sees and is told what follows from that. A sequence that was
+/// set back, or whose numbers are handed out in advance, would break it.
+fn insert(conn: &mut PgConnection, author: UserId, text: &TweetText) -> Result<Option<Posted>> {
+    Ok(sql_query(
+        "INSERT INTO tweet (id, author_id, text) OVERRIDING SYSTEM VALUE
+         SELECT id, $1, $2 FROM (SELECT nextval('tweet_id_seq') AS id OFFSET 0) next
+         WHERE id > coalesce((SELECT max(id) FROM tweet WHERE author_id = $1), 0)
+         ON CONFLICT (id) DO NOTHING
+         RETURNING id, created_at",
+    )
+    .bind::<BigInt, _>(author.0)
+    .bind::<Text, _>(text.as_str())
+    .get_result(conn)
+    .optional()?)
 }
 
 /// Tweets, the newest first, `limit` of them after `offset`.
@@ -104,17 +132,32 @@ pub(crate) fn require_known(conn: &mut PgConnection, ids: &[TweetId]) -> Result<
     if usize::try_from(known) == Ok(ids.len()) { Ok(()) } else { Err(Error::NotFound("tweet")) }
 }
 
-/// Whether each of these tweets has ever been posted by that author; deleted ones count.
+/// Which of these tweets anybody may still see: neither they nor their authors are deleted.
 ///
 /// # Errors
-/// [`Error::NotFound`] when one hasn't.
-pub fn require_posted(conn: &mut PgConnection, tweets: &[(TweetId, UserId)]) -> Result<()> {
-    let unknown = sql_query(
-        "SELECT count(*) AS n FROM unnest($1, $2) AS posted (id, author_id)
-         WHERE NOT EXISTS (SELECT FROM tweet t WHERE t.id = posted.id AND t.author_id = posted.author_id)",
+/// [`Error::NotFound`] when one was never posted by that author.
+pub fn live(conn: &mut PgConnection, tweets: &[(TweetId, UserId)]) -> Result<BTreeSet<TweetId>> {
+    #[derive(QueryableByName)]
+    struct Known {
+        #[diesel(sql_type = BigInt)]
+        id: i64,
+        #[diesel(sql_type = Bool)]
+        live: bool,
+    }
+    let mut tweets = tweets.to_vec();
+    tweets.sort_unstable();
+    tweets.dedup();
+    let known: Vec<Known> = sql_query(
+        r#"SELECT t.id, t.deleted_at IS NULL AND a.deleted_at IS NULL AS live
+           FROM unnest($1, $2) AS posted (id, author_id)
+           JOIN tweet t ON t.id = posted.id AND t.author_id = posted.author_id
+           JOIN "user" a ON a.id = t.author_id"#,
     )
     .bind::<Array<BigInt>, _>(tweets.iter().map(|(tweet, _)| tweet.0).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(tweets.iter().map(|(_, author)| author.0).collect::<Vec<_>>())
-    .get_result::<crate::Count>(conn)?;
-    if unknown.n == 0 { Ok(()) } else { Err(Error::NotFound("tweet of this author")) }
+    .load(conn)?;
+    if known.len() != tweets.len() {
+        return Err(Error::NotFound("tweet of this author"));
+    }
+    Ok(known.into_iter().filter(|tweet| tweet.live).map(|tweet| TweetId(tweet.id)).collect())
 }

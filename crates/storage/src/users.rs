@@ -1,6 +1,6 @@
 //! Table `user`.
 
-use crate::{Error, Result, schema::user};
+use crate::{Error, Result, garbage::SWEEP_DELAY, schema::user};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -231,13 +231,19 @@ pub fn rename(conn: &mut PgConnection, id: UserId, login: &Login) -> Result<()> 
     found(changed)
 }
 
-/// Marks the user as deleted. The login is free again, the tweets leave every feed, notifications stop.
+/// Marks the user as deleted. The login is free again, the tweets leave every feed, notifications stop; the sweep removes
+/// the rows of both, and ends what the user follows.
 ///
 /// # Errors
 /// [`Error::NotFound`], also when it's deleted already.
 pub fn delete(conn: &mut PgConnection, id: UserId) -> Result<()> {
-    let changed = diesel::update(user::table.filter(user::id.eq(id.0).and(user::deleted_at.is_null())))
-        .set(user::deleted_at.eq(diesel::dsl::now))
-        .execute(conn)?;
+    let changed = sql_query(format!(
+        r#"WITH gone AS (UPDATE "user" SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL RETURNING id)
+           INSERT INTO feed_garbage (author_id, follower_id, due_at)
+           SELECT author_id, follower_id, clock_timestamp() + {SWEEP_DELAY}
+           FROM gone CROSS JOIN LATERAL (VALUES (id, NULL), (NULL, id)) piece (author_id, follower_id)"#
+    ))
+    .bind::<BigInt, _>(id.0)
+    .execute(conn)?;
     found(changed)
 }
