@@ -50,6 +50,12 @@ ALTER TABLE feed_garbage
     -- How often it was begun without getting on.
     ADD COLUMN attempts integer NOT NULL DEFAULT 0;
 
+-- Of those who are deleted already nothing was swept.
+INSERT INTO feed_garbage (author_id, follower_id, due_at)
+    SELECT piece.author_id, piece.follower_id, clock_timestamp()
+    FROM "user" u CROSS JOIN LATERAL (VALUES (u.id, NULL), (NULL, u.id)) piece (author_id, follower_id)
+    WHERE u.deleted_at IS NOT NULL;
+
 -- Who let `fleetctl verify --repair` mend what, and how far it is.
 CREATE TABLE feed_repair (
     id                    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -2,11 +2,13 @@ use crate::{
     Outcome,
     context::Context,
     duration,
+    interrupt::Interrupt,
     output::{self, visible},
     progress::Progress,
 };
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use broker::Session;
+use domain::Failure;
 use serde_json::json;
 use std::{
     fmt,
@@ -18,23 +20,41 @@ use storage::{
     Database,
     audit::{self, Finding},
     dead_letters, outbox,
+    repair::{self, Repair, Totals},
 };
 
 /// Recompute every feed and who had to be notified, and tell what is missing, extra or doubled
 ///
 /// Reads users, subscriptions and tweets in one snapshot of the database. Meaningful when the fleet is at rest: what is
 /// under way is missing for now. Exits with 1 if anything is wrong.
+///
+/// With --repair it first writes what is missing and removes what is extra, page by page, while the fleet may run. An
+/// interrupted repair goes on where it stopped when it's run again. A table keeps who began it and what it did.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
   fleetctl verify
   fleetctl verify --wait 60s
-  fleetctl verify --json | jq .checks")]
+  fleetctl verify --json | jq .checks
+  fleetctl verify --repair --dry-run
+  fleetctl verify --repair --wait 60s")]
 pub(crate) struct Args {
     /// First wait until nothing is under way, and look again as long as something is wrong, up to this long; something
     /// still under way then counts as wrong
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     wait: Option<Duration>,
+    /// First write the feed rows and notifications that are missing, and remove those that are extra
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: change nothing, and say what would be written and removed; exit with 1 if that is anything
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+    /// With --repair: begin anew, rather than where an earlier one was interrupted
+    #[arg(long, requires = "repair", conflicts_with = "dry_run")]
+    restart: bool,
+    /// With --repair: who does it, for the record
+    #[arg(long, env = "USER", default_value = "unknown", hide_env_values = true, value_name = "NAME")]
+    by: String,
     /// As a JSON object
     #[arg(long)]
     json: bool,
@@ -44,6 +64,22 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     let database = context.patient_database()?;
     let mut flow = Flow::new(context, database.clone())?;
     let deadline = args.wait.map(|wait| Instant::now() + wait);
+    let mut repaired = None;
+    if args.repair {
+        if let Some(deadline) = deadline {
+            flow.await_rest(deadline)?;
+        }
+        let repair = repair(args, context)?;
+        if !args.json || args.dry_run || !repair.is_over() {
+            write_repair(&repair, args, out)?;
+        }
+        match () {
+            () if !repair.is_over() => return Ok(Outcome::Interrupted),
+            () if !args.dry_run => repaired = Some(repair),
+            () if repair.totals.sum() > 0 => return Ok(Outcome::Incomplete),
+            () => return Ok(Outcome::Done),
+        }
+    }
     let report = loop {
         let rest = match deadline {
             Some(deadline) => flow.await_rest(deadline)?,
@@ -57,10 +93,85 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
         }
     };
     match args.json {
-        true => report.write_json(out)?,
+        true => report.write_json(repaired.as_ref(), out)?,
         false => report.write_text(out)?,
     }
     Ok(if report.is_wrong() { Outcome::Incomplete } else { Outcome::Done })
+}
+
+/// Repairs, or counts what a repair would do, until it's over or a signal comes.
+fn repair(args: &Args, context: &Context) -> anyhow::Result<Repair> {
+    /// So many failures in a row, a second apart, of what may pass.
+    const PATIENCE: u32 = 30;
+    let interrupt = Interrupt::catch()?;
+    let database = context.database()?;
+    let mut repair = if args.dry_run {
+        Repair::rehearsal()
+    } else {
+        database.transaction(|conn| {
+            if args.restart {
+                repair::abandon(conn)?;
+            }
+            repair::open(conn, &args.by)
+        })?
+    };
+    if repair.totals.sum() > 0 {
+        eprintln!("going on with repair {}, which {} began", repair.id, visible(&repair.started_by));
+    }
+    let progress = Progress::waiting("repairing");
+    let mut failures = 0;
+    while !repair.is_over() && !interrupt.is_set() {
+        let next = match args.dry_run {
+            true => database.transaction(|conn| repair::rehearse(conn, &repair)),
+            false => database.transaction(|conn| repair::step(conn, repair.id)),
+        };
+        match next.map_err(Failure::from) {
+            Ok(next) => (repair, failures) = (next, 0),
+            Err(failure @ (Failure::Transient(_) | Failure::Unavailable(_))) if failures < PATIENCE => {
+                failures += 1;
+                progress.say(&format!("trying again: {:#}", failure.error()));
+                interrupt.sleep_until(Instant::now() + Duration::from_secs(1));
+                continue;
+            }
+            Err(failure) => {
+                bail!("{:#}; what is repaired stays so, and running it again goes on", failure.error())
+            }
+        }
+        progress.say(&format!("{}; {}", repair.place(), summary(&repair.totals, args.dry_run)));
+    }
+    Ok(repair)
+}
+
+fn summary(totals: &Totals, dry_run: bool) -> String {
+    let Totals { feed_rows_written, notifications_written, feed_rows_removed, notifications_removed } = totals;
+    let would = if dry_run { " would be" } else { "" };
+    format!(
+        "{feed_rows_written} feed rows and {notifications_written} notifications{would} written, \
+         {feed_rows_removed} feed rows and {notifications_removed} notifications{would} removed"
+    )
+}
+
+fn write_repair(repair: &Repair, args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
+    if args.json {
+        output::json(out, &json!({"repair": repair_json(repair)}))?;
+        return Ok(());
+    }
+    let id = if args.dry_run { String::new() } else { format!(" {}", repair.id) };
+    let stopped = if repair.is_over() { "" } else { "; interrupted, run it again to go on" };
+    writeln!(out, "repair{id}: {}{stopped}", summary(&repair.totals, args.dry_run))?;
+    Ok(())
+}
+
+fn repair_json(repair: &Repair) -> serde_json::Value {
+    let Totals { feed_rows_written, notifications_written, feed_rows_removed, notifications_removed } = repair.totals;
+    json!({
+        "id": (repair.id > 0).then_some(repair.id),
+        "done": repair.is_over(),
+        "feedRowsWritten": feed_rows_written,
+        "notificationsWritten": notifications_written,
+        "feedRowsRemoved": feed_rows_removed,
+        "notificationsRemoved": notifications_removed,
+    })
 }
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -196,7 +307,7 @@ impl Report {
         Ok(())
     }
 
-    fn write_json(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn write_json(&self, repaired: Option<&Repair>, out: &mut dyn Write) -> anyhow::Result<()> {
         let under_way = self.rest.under_way.iter().map(|(place, count)| json!({"place": place, "count": count}));
         let report = json!({
             "ok": !self.is_wrong(),
@@ -204,6 +315,7 @@ impl Report {
             "queuesOutOfSight": self.rest.blind,
             "checks": findings_json(&self.findings),
             "waitingDeadLetters": self.waiting_dead_letters,
+            "repair": repaired.map(repair_json),
         });
         output::json(out, &report)?;
         Ok(())

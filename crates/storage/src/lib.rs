@@ -24,6 +24,7 @@ pub mod outbox;
 pub mod parked;
 pub mod partitions;
 mod pool;
+pub mod repair;
 pub mod resharding;
 pub mod results;
 mod schema;
