@@ -130,11 +130,18 @@ impl Repair {
 
 /// The repair that isn't over, or a new one. To be run in a transaction.
 pub fn open(conn: &mut PgConnection, by: &str) -> Result<Repair> {
-    diesel::insert_into(feed_repair::table)
-        .values(feed_repair::started_by.eq(by))
-        .on_conflict_do_nothing()
-        .execute(conn)?;
-    let id = feed_repair::table.filter(feed_repair::finished_at.is_null()).select(feed_repair::id).first(conn)?;
+    let unfinished = feed_repair::table.filter(feed_repair::finished_at.is_null()).select(feed_repair::id);
+    let id = match unfinished.first(conn).optional()? {
+        Some(id) => id,
+        None => {
+            // Another session may just be doing the same.
+            diesel::insert_into(feed_repair::table)
+                .values(feed_repair::started_by.eq(by))
+                .on_conflict_do_nothing()
+                .execute(conn)?;
+            unfinished.first(conn)?
+        }
+    };
     load(conn, id)
 }
 
