@@ -50,13 +50,14 @@ pub fn write(conn: &mut PgConnection, chunks: &[(TweetId, FollowerRange)]) -> Re
 pub(crate) const LIVE_AUTHOR: &str = r#"CROSS JOIN LATERAL (
     SELECT FROM "user" WHERE id = t.author_id AND deleted_at IS NULL OFFSET 0) author"#;
 
-/// Joins to the feed row `f` whether its reader sees the tweet, as `seen.yes`, by some looks for each row.
+/// Joins to the feed row `f` whether its reader sees the tweet, as `seen.yes`: one look for each tweet, and one for each row.
 pub(crate) const SEEN: &str = r#"LEFT JOIN LATERAL (
-    SELECT true AS yes
-    FROM tweet t
-    JOIN "user" author ON author.id = t.author_id AND author.deleted_at IS NULL
-    JOIN subscription s ON s.author_id = t.author_id AND s.follower_id = f.reader_id AND s.since_tweet_id <= t.id
-    WHERE t.id = f.tweet_id AND t.deleted_at IS NULL OFFSET 0) seen ON true"#;
+    SELECT t.author_id FROM tweet t
+    CROSS JOIN LATERAL (SELECT FROM "user" WHERE id = t.author_id AND deleted_at IS NULL OFFSET 0) author
+    WHERE t.id = f.tweet_id AND t.deleted_at IS NULL OFFSET 0) live ON true
+LEFT JOIN LATERAL (
+    SELECT true AS yes FROM subscription
+    WHERE author_id = live.author_id AND follower_id = f.reader_id AND since_tweet_id <= f.tweet_id OFFSET 0) seen ON true"#;
 
 /// Of these feed rows `(reader, tweet)`, given in their order, removes those whose tweets their readers don't see, and returns
 /// how many. To be run in a transaction.

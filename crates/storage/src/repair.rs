@@ -469,14 +469,17 @@ fn remove_notifications(
                  WHERE (user_id, source, source_id) > ($1, 'tweet', $2) AND source = 'tweet'
                  ORDER BY user_id, source, source_id LIMIT $3) n
            LEFT JOIN LATERAL (
-               SELECT true AS yes FROM tweet t
-               JOIN "user" u ON u.id = n.user_id AND u.channel = $4
-               WHERE t.id = CASE WHEN n.source_id ~ '^[1-9][0-9]{{0,17}}$' THEN n.source_id::bigint END
-                 AND (EXISTS (SELECT FROM subscription s
-                              WHERE s.author_id = t.author_id AND s.follower_id = u.id AND s.after_tweet_id < t.id)
-                      OR EXISTS (SELECT FROM former_subscription s
-                                 WHERE s.author_id = t.author_id AND s.follower_id = u.id
-                                   AND s.after_tweet_id < t.id AND t.id <= s.upto_tweet_id)) OFFSET 0) due ON true
+               SELECT id, author_id FROM tweet
+               WHERE id = CASE WHEN n.source_id ~ '^[1-9][0-9]{{0,17}}$' THEN n.source_id::bigint END OFFSET 0) t ON true
+           LEFT JOIN LATERAL (
+               SELECT true AS yes
+               FROM (SELECT id FROM "user" WHERE id = n.user_id AND channel = $4 OFFSET 0) u
+               CROSS JOIN LATERAL (
+                   SELECT 1 FROM subscription
+                   WHERE author_id = t.author_id AND follower_id = u.id AND after_tweet_id < t.id
+                   UNION ALL SELECT 1 FROM former_subscription
+                   WHERE author_id = t.author_id AND follower_id = u.id AND after_tweet_id < t.id AND t.id <= upto_tweet_id
+               ) s LIMIT 1) due ON true
            ORDER BY 1, n.source_id"#
     ))
     .bind::<BigInt, _>(user)
