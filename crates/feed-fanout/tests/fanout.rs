@@ -87,6 +87,20 @@ fn an_author_without_followers_reaches_nobody() {
 }
 
 #[test]
+fn what_is_deleted_or_whose_author_is_reaches_nobody_and_holds_up_no_other() {
+    let stage = Stage::new(1);
+    let tweets: Vec<_> = (0..3).map(|n| stage.db.post(stage.author, &format!("hello {n}"))).collect();
+    stage.db.database().transaction(|conn| storage::tweets::delete(conn, tweets[1].id)).unwrap();
+    let handled = stage.fan_out(&tweets);
+    assert!(handled.is_done(), "{handled:?}");
+    let reach: Vec<_> = handled.bodies().iter().map(|chunk| chunk["text"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(reach, ["hello 0", "hello 2"]);
+    storage::users::delete(&mut stage.db.database().connection().unwrap(), stage.author).unwrap();
+    let handled = stage.fan_out(&tweets);
+    assert!(handled.is_done() && handled.published.is_empty(), "{handled:?}");
+}
+
+#[test]
 fn what_is_unknown_or_misshapen_is_set_aside_alone() {
     let stage = Stage::new(1);
     let tweet = stage.db.post(stage.author, "hello");

@@ -7,6 +7,7 @@ use domain::{
 };
 use feed_updater::Updater;
 use serde_json::{Value, json};
+use storage::{Database, admin};
 use test_support::TestDatabase;
 use worker::{
     Received,
@@ -124,6 +125,35 @@ fn a_deleted_tweet_is_in_nobodys_feed() {
     stage.db.execute("UPDATE tweet SET deleted_at = now()");
     let handled = stage.handle([stage.chunk(&stage.tweet, 0, READERS)]);
     assert!(handled.is_done() && stage.feeds().is_empty(), "{handled:?}");
+}
+
+#[test]
+fn a_row_that_somebody_holds_keeps_its_own_chunk_alone_waiting() {
+    let stage = Stage::new();
+    let held = stage.readers[2].0;
+    let mut settings = stage.db.settings();
+    settings.statement_timeout_ms = 1000;
+    let database = Database::open(&settings, "test").unwrap();
+    let chunks = || (0..READERS).map(|place| stage.chunk(&stage.tweet, place, place + 1));
+    let mut other = stage.db.database().connection().unwrap();
+    // As a process does that froze in the middle of the same chunk, or whoever locks a row.
+    for hold in [
+        format!("INSERT INTO feed_entry VALUES ({held}, {})", stage.tweet.id),
+        format!("SELECT FROM \"user\" WHERE id = {held} FOR UPDATE"),
+        format!("SELECT pg_advisory_xact_lock({})", stage.author),
+    ] {
+        stage.db.execute("DELETE FROM feed_entry");
+        admin::execute(&mut other, "BEGIN").unwrap();
+        admin::execute(&mut other, &hold).unwrap();
+        let handled = testing::handle(&mut Updater::new(database.clone()), chunks());
+        assert!(handled.dead.is_empty(), "{handled:?}");
+        let others: Vec<_> = stage.readers(0, READERS).into_iter().filter(|reader| *reader != held).collect();
+        let written: Vec<_> = stage.feeds().into_iter().filter(|reader| *reader != held).collect();
+        assert_eq!(written, others, "{hold}");
+        admin::execute(&mut other, "ROLLBACK").unwrap();
+        assert!(stage.handle(chunks()).is_done());
+        assert_eq!(stage.feeds(), stage.readers(0, READERS));
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use domain::{
     values::{Channel, ImportPlan},
 };
 use follower_importer::Importer;
-use storage::imports;
+use storage::{imports, users};
 use test_support::TestDatabase;
 use worker::{
     Received,
@@ -111,8 +111,7 @@ fn logins_of_others_are_skipped_and_stay_theirs() {
 #[test]
 fn what_cannot_be_done_is_set_aside_alone_and_the_import_says_why() {
     let stage = Stage::new();
-    let (deleted, order) = stage.order("gone", 2);
-    stage.db.execute("UPDATE \"user\" SET deleted_at = now() WHERE login = 'author'");
+    let (_, order) = stage.order("gone", 2);
     let other = Stage { author: stage.db.user("other", Channel::Email), db: stage.db };
     let unknown = AddFollowers { import_id: Some(ImportId(i64::MAX)), ..order.clone() };
     let messages = [
@@ -128,8 +127,20 @@ fn what_cannot_be_done_is_set_aside_alone_and_the_import_says_why() {
     let dead: Vec<_> = handled.dead.iter().map(|(place, _)| *place).collect();
     assert_eq!(dead, [1, 2, 3, 4, 5, 6], "{handled:?}");
     assert_eq!(other.followers(), 2, "the good one");
-    let _ = other.handle([received(&order)]);
-    assert_eq!(other.import(deleted).0, "failed");
+}
+
+/// Else whoever deletes users could fill the operator's list.
+#[test]
+fn an_import_whose_author_is_deleted_has_failed_and_is_no_dead_letter() {
+    let stage = Stage::new();
+    let (begun, first) = stage.order("begun", 7);
+    let (waiting, second) = stage.order("waiting", 2);
+    stage.db.database().transaction(|conn| imports::step(conn, begun, STEP)).expect("a step");
+    users::delete(&mut stage.db.database().connection().unwrap(), stage.author).unwrap();
+    let handled = stage.handle([received(&first), received(&second), received(&stage.foreign("another", 2))]);
+    assert!(handled.is_done(), "{handled:?}");
+    assert_eq!((stage.import(begun), stage.import(waiting)), (("failed".into(), 3, 0), ("failed".into(), 0, 0)));
+    assert_eq!(stage.followers(), 3, "what was done stays, and another program's order is passed over");
 }
 
 #[test]

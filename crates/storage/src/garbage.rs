@@ -143,13 +143,11 @@ impl Garbage {
     fn page(&self, conn: &mut PgConnection, author: i64) -> Result<Page> {
         let tweets = match self.tweet {
             Some(tweet) => vec![tweet],
-            None => ids(
-                sql_query("SELECT id AS n FROM tweet WHERE author_id = $1 AND id > $2 ORDER BY id LIMIT $3")
-                    .bind::<BigInt, _>(author)
-                    .bind::<BigInt, _>(self.swept_tweet)
-                    .bind::<BigInt, _>(PAGE as i64)
-                    .load(conn)?,
-            ),
+            None => ids(sql_query("SELECT id AS n FROM tweet WHERE author_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+                .bind::<BigInt, _>(author)
+                .bind::<BigInt, _>(self.swept_tweet)
+                .bind::<BigInt, _>(PAGE as i64)
+                .load(conn)?),
         };
         // More tweets than a page holds: readers are gone through one by one.
         let in_part = self.swept_tweet > 0 || tweets.len() == PAGE;
@@ -178,8 +176,7 @@ impl Garbage {
                   ORDER BY follower_id LIMIT $3)"
             )
         };
-        let query =
-            format!("{} UNION {} ORDER BY 1 LIMIT $3", page("subscription"), page("former_subscription"));
+        let query = format!("{} UNION {} ORDER BY 1 LIMIT $3", page("subscription"), page("former_subscription"));
         Ok(ids(sql_query(format!("SELECT follower_id AS n FROM ({query}) reader ORDER BY 1"))
             .bind::<BigInt, _>(author)
             .bind::<BigInt, _>(self.swept_follower)

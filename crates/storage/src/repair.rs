@@ -122,7 +122,9 @@ impl Repair {
         match self.phase {
             Phase::Missing => format!("what is missing, up to tweet {id}"),
             Phase::Feeds => format!("feed rows that are extra, up to reader {id}"),
-            Phase::Notifications(channel) => format!("notifications by {} that are extra, up to user {id}", channel.as_str()),
+            Phase::Notifications(channel) => {
+                format!("notifications by {} that are extra, up to user {id}", channel.as_str())
+            }
             Phase::Over => "done".into(),
         }
     }

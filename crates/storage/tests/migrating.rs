@@ -40,15 +40,20 @@ fn who_was_notified_by_the_old_rule_is_by_the_new_one() {
     db.execute("INSERT INTO feed_entry SELECT s.follower_id, t.id FROM subscription s, tweet t WHERE t.author_id = s.author_id AND t.id >= s.since_tweet_id ON CONFLICT DO NOTHING");
     db.execute("UPDATE \"user\" SET deleted_at = now() WHERE login = 'gone'");
     let columns = |table: &str| {
-        db.ids(&format!("SELECT hashtextextended(t::text, 0) AS n FROM {table} t ORDER BY author_id, follower_id, created_at"))
+        db.ids(&format!(
+            "SELECT hashtextextended(t::text, 0) AS n FROM {table} t ORDER BY author_id, follower_id, created_at"
+        ))
     };
     let before = (columns("subscription"), columns("former_subscription"));
     db.execute("DELETE FROM feed_garbage");
 
     let mut conn = db.database().connection().unwrap();
     conn.batch_execute(include_str!("../../../migrations/00000000000009_audience/down.sql")).unwrap();
-    conn.batch_execute(&format!("BEGIN; {} COMMIT", include_str!("../../../migrations/00000000000009_audience/up.sql")))
-        .unwrap();
+    conn.batch_execute(&format!(
+        "BEGIN; {} COMMIT",
+        include_str!("../../../migrations/00000000000009_audience/up.sql")
+    ))
+    .unwrap();
     assert_eq!((columns("subscription"), columns("former_subscription")), before);
     for finding in db.database().transaction(|conn| audit::run(conn, |_| ())).unwrap() {
         assert_eq!(finding.count, 0, "{finding:?}");

@@ -239,10 +239,10 @@ fn a_sequence_that_was_set_back_changes_nothing_of_who_sees_and_is_told() {
         assert!(feed(&db, late).contains(&tweet) && feed(&db, early).contains(&tweet));
         assert_audit_is_clean(&db);
     }
-    let told = |reader: UserId| db.count(&format!("SELECT count(*) AS n FROM email_notification WHERE user_id = {reader}"));
+    let told =
+        |reader: UserId| db.count(&format!("SELECT count(*) AS n FROM email_notification WHERE user_id = {reader}"));
     assert_eq!((told(early), told(late)), (7, 2));
 }
-
 
 /// Readers who come and go, tweets that come and are deleted, chunks that come late, and sweeps, all at once.
 #[test]
@@ -296,7 +296,11 @@ fn whatever_comes_and_goes_at_once_the_feeds_are_as_they_must_be_in_the_end() {
     make_due(&db);
     sweep(&db);
     let tweets = db.count("SELECT count(*) AS n FROM tweet WHERE deleted_at IS NULL");
-    assert_eq!(db.count("SELECT count(*) AS n FROM feed_entry"), tweets * readers.len() as i64, "and nothing is left over");
+    assert_eq!(
+        db.count("SELECT count(*) AS n FROM feed_entry"),
+        tweets * readers.len() as i64,
+        "and nothing is left over"
+    );
 }
 
 #[test]
@@ -331,7 +335,10 @@ fn a_large_piece_of_garbage_is_swept_in_pages_between_which_others_have_their_tu
     assert_eq!((rows(large), rows(small)), (readers - 1000, 0));
     sweep(&db);
     assert_eq!(db.count("SELECT count(*) AS n FROM feed_entry"), 0);
-    assert_eq!(db.count("SELECT count(*) AS n FROM feed_garbage WHERE author_id IS NOT NULL AND tweet_id IS NOT NULL"), 0);
+    assert_eq!(
+        db.count("SELECT count(*) AS n FROM feed_garbage WHERE author_id IS NOT NULL AND tweet_id IS NOT NULL"),
+        0
+    );
 }
 
 #[test]

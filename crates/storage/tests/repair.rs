@@ -103,8 +103,8 @@ fn a_repair_writes_what_is_missing_and_removes_what_is_extra_and_nothing_else() 
     assert_eq!(rows(&db), as_it_must_be);
 
     let feed_rows = db.execute("DELETE FROM feed_entry WHERE (reader_id + tweet_id) % 3 = 0");
-    let notifications = db.execute("DELETE FROM email_notification WHERE user_id % 2 = 0")
-        + db.execute("DELETE FROM sms_notification");
+    let notifications =
+        db.execute("DELETE FROM email_notification WHERE user_id % 2 = 0") + db.execute("DELETE FROM sms_notification");
     assert!(feed_rows > 0 && notifications > 0);
     for planted in [
         format!("INSERT INTO feed_entry SELECT {stranger}, id FROM tweet"),
@@ -127,14 +127,18 @@ fn a_repair_writes_what_is_missing_and_removes_what_is_extra_and_nothing_else() 
     assert_eq!(run(&db), totals);
     assert_eq!((rows(&db), wrong(&db)), (as_it_must_be, vec![]));
     assert_eq!(run(&db), Totals::default());
-    assert_eq!(db.count("SELECT count(*) AS n FROM feed_repair WHERE started_by = 'ann' AND finished_at IS NOT NULL"), 3);
+    assert_eq!(
+        db.count("SELECT count(*) AS n FROM feed_repair WHERE started_by = 'ann' AND finished_at IS NOT NULL"),
+        3
+    );
 }
 
 #[test]
 fn a_repair_follows_the_rule_for_what_is_deleted_and_keeps_what_was_sent() {
     let (db, authors) = settled(&[4, 4], 2);
     let readers = db.ids("SELECT follower_id AS n FROM subscription ORDER BY 1");
-    let told = db.count("SELECT (SELECT count(*) FROM email_notification) + (SELECT count(*) FROM sms_notification) AS n");
+    let told =
+        db.count("SELECT (SELECT count(*) FROM email_notification) + (SELECT count(*) FROM sms_notification) AS n");
     let tweet = db.ids(&format!("SELECT max(id) AS n FROM tweet WHERE author_id = {}", authors[1]))[0];
     let database = db.database();
     users::delete(&mut database.connection().unwrap(), authors[0]).unwrap();

@@ -6,10 +6,7 @@ use test_support::{TestDatabase, eventually};
 
 fn rows(database: &TestDatabase) -> (i64, i64) {
     let notifications = "(SELECT count(*) FROM email_notification) + (SELECT count(*) FROM sms_notification)";
-    (
-        database.count("SELECT count(*) AS n FROM feed_entry"),
-        database.count(&format!("SELECT {notifications} AS n")),
-    )
+    (database.count("SELECT count(*) AS n FROM feed_entry"), database.count(&format!("SELECT {notifications} AS n")))
 }
 
 #[test]
@@ -18,7 +15,9 @@ fn a_repair_is_rehearsed_done_and_recorded() {
     user(&database, "bystander");
     let verify = |args: &[&str], status| run(fleetctl(&database, &[&["verify"], args].concat()), status);
     let all = rows(&database);
-    assert!(verify(&["--repair", "--dry-run"], 0).starts_with("repair: 0 feed rows and 0 notifications would be written"));
+    assert!(
+        verify(&["--repair", "--dry-run"], 0).starts_with("repair: 0 feed rows and 0 notifications would be written")
+    );
     database.execute("DELETE FROM feed_entry WHERE tweet_id % 3 = 0");
     database.execute("DELETE FROM email_notification");
     database.execute(&format!("INSERT INTO feed_entry SELECT {author}, id FROM tweet"));
