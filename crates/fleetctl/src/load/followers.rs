@@ -51,6 +51,9 @@ pub(crate) fn run(
     }
     database.transaction(|conn| imports::release(conn, import.id))?;
     let (_, elapsed) = progress.finish();
+    if let Some(error) = &import.error {
+        eprintln!("fleetctl: the import has failed: {error}");
+    }
     let left = import.requested.abs_diff(import.next_index).into();
     writeln!(
         out,
