@@ -96,5 +96,5 @@ fn an_import_whose_author_goes_away_meanwhile_has_failed() {
     let import = app.db.count("SELECT id AS n FROM follower_import");
     let progress = app.get(&format!("/api/v1/follower-import/{import}")).ok();
     assert_eq!((&progress["state"], &progress["created"]), (&json!("failed"), &json!(10)));
-    assert_eq!(progress["error"], "unknown user");
+    assert_eq!(progress["error"], "the author was deleted");
 }
