@@ -31,6 +31,13 @@ impl Unconfirmed {
         self.bytes
     }
 
+    /// Waits no longer for the confirms of those that match, which make room; returns them.
+    pub(crate) fn give_up(&mut self, matches: impl Fn(&Sent) -> bool) -> Vec<Sent> {
+        let given_up: Vec<_> = self.sent.extract_if(.., |_, sent| matches(sent)).map(|(_, sent)| sent).collect();
+        self.bytes -= given_up.iter().map(|sent| sent.bytes).sum::<usize>();
+        given_up
+    }
+
     /// Notes the next message of the channel.
     pub(crate) fn push(&mut self, sent: Sent) {
         self.last_tag += 1;
@@ -93,6 +100,17 @@ mod tests {
         let returned: Vec<_> =
             unconfirmed.sent.values().filter(|sent| sent.returned.is_some()).map(|sent| sent.index).collect();
         assert_eq!(returned, [1, 2]);
+    }
+
+    #[test]
+    fn what_is_given_up_makes_room_and_its_late_confirm_means_nothing() {
+        let mut unconfirmed = Unconfirmed::default();
+        (0..4).for_each(|index| unconfirmed.push(sent(index, 10)));
+        let given_up = unconfirmed.give_up(|sent| sent.index % 2 == 1);
+        assert_eq!(given_up.iter().map(|sent| sent.index).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!((unconfirmed.len(), unconfirmed.bytes()), (2, 20));
+        assert_eq!(indexes(unconfirmed.settle(2, false)), [] as [usize; 0]);
+        assert_eq!(indexes(unconfirmed.settle(4, true)), [0, 2]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(crate) struct Connector {
     purpose: &'static str,
     hook: Option<Hook>,
     link: Link,
+    /// Whether the broker was found to accept no messages.
+    blocked: bool,
     /// Whether there has been a session.
     again: bool,
     backoff: Backoff,
@@ -28,6 +30,7 @@ impl Connector {
             purpose,
             hook: None,
             link: Link::default(),
+            blocked: false,
             again: false,
             backoff: Backoff::new(),
             retry_at: None,
@@ -59,6 +62,7 @@ impl Connector {
             Ok(made) => {
                 emit(BrokerConnected { purpose: self.purpose, again: self.again });
                 self.again = true;
+                self.link.watch(Some(session.alarm().clone()));
                 self.link.set_connected(true);
                 Ok((session, made))
             }
@@ -83,12 +87,15 @@ impl Connector {
         emit(BrokerLost { purpose: self.purpose, error: &error.chain(), retry_in: wait });
         self.link.set_connected(false);
         self.link.set_blocked(false);
+        self.link.watch(None);
+        self.blocked = false;
     }
 
     /// Notes whether the broker accepts messages. True if that has changed.
     pub(crate) fn blocked(&mut self, reason: Option<&str>) -> bool {
-        let changed = self.link.is_blocked() != reason.is_some();
+        let changed = self.blocked != reason.is_some();
         if changed {
+            self.blocked = reason.is_some();
             match reason {
                 Some(reason) => emit(BrokerBlocked { reason }),
                 None => emit(BrokerUnblocked),
@@ -103,5 +110,6 @@ impl Drop for Connector {
     fn drop(&mut self) {
         self.link.set_connected(false);
         self.link.set_blocked(false);
+        self.link.watch(None);
     }
 }

@@ -20,7 +20,7 @@ mod wire;
 pub use consumer::{Acked, Batch, Consumer, StreamOffset};
 pub use delivery::{Delivery, Ticket, header};
 pub use error::Error;
-pub use link::Link;
+pub use link::{Destination, Link};
 pub use publisher::{PublishError, Publisher, Reason};
 pub use session::Session;
 pub use settings::Settings;

@@ -12,6 +12,7 @@ use crate::{
     Error, Link, Session, Settings,
     confirms::{Sent, Unconfirmed},
     connector::Connector,
+    link::REFUSED_FOR_LONG,
     session::Channel,
 };
 
@@ -21,6 +22,10 @@ const LONGEST_STRING: usize = 255;
 /// All headers go into one frame, whose size the broker limits (128 KiB unless it's set otherwise).
 const LARGEST_HEADERS: usize = 64 * 1024;
 const PERSISTENT: u8 = 2;
+/// How long closing a channel may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How long a queue may confirm nothing, while others do, before that is tried on another connection.
+const SILENT_FOR_LONG: Duration = Duration::from_secs(60);
 
 /// Why messages weren't all confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -150,8 +155,8 @@ impl Publisher {
         };
         match live.publish(progress, &mut self.connector, deadline) {
             Err(Stop::Failed(error)) => Err(Stop::Failed(live.post_mortem(error))),
-            // When the deadline passes, what is unconfirmed stays in the window: it's with the broker, or behind a
-            // broker that is blocked, and another connection would only send it once more.
+            // When the deadline passes and nothing was confirmed, what was sent stays in the window: it's with the broker, or
+            // behind a broker that is blocked, and another connection would only send it once more.
             other => {
                 self.live = Some(live);
                 other
@@ -183,6 +188,8 @@ struct Live {
     lanes: HashMap<String, Lane>,
     /// Since when no confirm has come though one is due.
     waiting_since: Instant,
+    /// Since when a queue has confirmed nothing though others have.
+    silent_since: Option<Instant>,
     session: Session,
 }
 
@@ -196,12 +203,15 @@ struct Lane {
     ended: bool,
     /// Whether a message was returned: the channel has counted it.
     returned: bool,
+    /// When to open another in its place, because a queue refuses messages. RabbitMQ keeps for each channel whether a quorum
+    /// queue takes any, and may miss that it does again.
+    renew_at: Option<Instant>,
 }
 
 impl Live {
     fn open(connector: &mut Connector, streams: bool) -> Result<Self, Error> {
         let (session, ()) = connector.connect(|_| Ok(()))?;
-        Ok(Self { streams, lanes: HashMap::new(), waiting_since: Instant::now(), session })
+        Ok(Self { streams, lanes: HashMap::new(), waiting_since: Instant::now(), silent_since: None, session })
     }
 
     fn post_mortem(self, error: Error) -> Error {
@@ -218,11 +228,10 @@ impl Live {
     ) -> Result<(), Stop> {
         let started = Instant::now();
         let confirm_timeout = Duration::from_millis(connector.settings.confirm_timeout_ms);
-        if self.streams {
-            // They count another way than their streams from there on.
-            let miscounting = self.lanes.extract_if(|_, lane| lane.returned);
-            miscounting.for_each(|(_, lane)| lane.channel.close(started + confirm_timeout));
-        }
+        let link = connector.link().clone();
+        let alarm = self.session.alarm().clone();
+        let _waiting = alarm.waiting();
+        self.close_spent(&link)?;
         progress.next = 0;
         loop {
             let blocked = self.session.blocked_for();
@@ -236,7 +245,7 @@ impl Live {
 
             let mut confirmed = false;
             for lane in self.lanes.values_mut() {
-                confirmed |= lane.take_confirms(progress);
+                confirmed |= lane.take_confirms(progress, &link);
             }
             if confirmed {
                 connector.steady();
@@ -251,6 +260,9 @@ impl Live {
 
             let now = Instant::now();
             if now >= deadline {
+                if blocked.is_none() {
+                    self.give_up_silent(progress, &link, started);
+                }
                 return Err(Stop::Deadline(match blocked {
                     Some(reason) => Error::Blocked(reason),
                     None => Error::TimedOut { doing: PUBLISHING, after: now - started },
@@ -265,9 +277,46 @@ impl Live {
             }
             let mut select = Select::new();
             self.lanes.values().for_each(|lane| _ = select.recv(&lane.confirms));
-            select.recv(self.session.notifications());
+            select.recv(alarm.notifications());
             // Either way the next round finds out.
             let _ = select.ready_deadline(deadline.min(self.waiting_since + confirm_timeout));
+        }
+    }
+
+    /// Closes channels that are no good any more; others are opened when they're needed.
+    fn close_spent(&mut self, link: &Link) -> Result<(), Stop> {
+        if !link.has_refusals() {
+            self.silent_since = None;
+            self.lanes.values_mut().for_each(|lane| lane.renew_at = None);
+        }
+        if self.silent_since.is_some() || self.lanes.values().any(Lane::is_due) {
+            link.tell_refusals();
+        }
+        // A channel may be stuck with such a queue, even in its goodbye: another connection it is.
+        if let Some(after) = self.silent_since.map(|since| since.elapsed()).filter(|after| *after >= SILENT_FOR_LONG) {
+            return Err(Stop::Failed(Error::TimedOut { doing: "waiting for a queue's confirms", after }));
+        }
+        // Where streams are published to, a channel counts another way than its stream from a returned message on.
+        let miscounts = |lane: &Lane| self.streams && lane.returned;
+        // A broker that is blocked doesn't answer a goodbye.
+        let is_refused = |lane: &Lane| lane.is_due() && !self.session.is_blocked();
+        let spent = self.lanes.extract_if(|_, lane| miscounts(lane) || is_refused(lane));
+        spent.for_each(|(_, lane)| lane.channel.close(Instant::now() + GOODBYE));
+        Ok(())
+    }
+
+    /// At the deadline of a call that began then, gives up what isn't confirmed, if others' messages were, or if their
+    /// destinations are known for it: the connection is good, and the window is for the others.
+    fn give_up_silent(&mut self, progress: &Progress<'_>, link: &Link, started: Instant) {
+        let confirmed = progress.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Confirmed));
+        for lane in self.lanes.values_mut() {
+            let silent = lane.unconfirmed.give_up(|sent| {
+                sent.call == progress.call && (confirmed || link.is_refused(&progress.envelopes[sent.index]))
+            });
+            for sent in silent {
+                link.refuse(&progress.envelopes[sent.index], started);
+                self.silent_since.get_or_insert(started);
+            }
         }
     }
 
@@ -321,11 +370,24 @@ impl Lane {
             raw.enable_publisher_confirms()?;
             Ok((raw.listen_for_publisher_confirms()?, raw.listen_for_returns()?))
         })?;
-        Ok(Self { channel, confirms, returns, unconfirmed: Unconfirmed::default(), ended: false, returned: false })
+        Ok(Self {
+            channel,
+            confirms,
+            returns,
+            unconfirmed: Unconfirmed::default(),
+            ended: false,
+            returned: false,
+            renew_at: None,
+        })
+    }
+
+    /// Whether it's time to open another in its place.
+    fn is_due(&self) -> bool {
+        self.renew_at.is_some_and(|at| at <= Instant::now())
     }
 
     /// Takes the confirms that have come, and answers whether there were any.
-    fn take_confirms(&mut self, progress: &mut Progress<'_>) -> bool {
+    fn take_confirms(&mut self, progress: &mut Progress<'_>, link: &Link) -> bool {
         let mut any = false;
         loop {
             let confirm = match self.confirms.try_recv() {
@@ -349,10 +411,19 @@ impl Lane {
             };
             for sent in self.unconfirmed.settle(payload.delivery_tag, payload.multiple) {
                 if sent.call == progress.call {
+                    let envelope = &progress.envelopes[sent.index];
                     let outcome = match sent.returned {
                         Some((code, text)) => Outcome::Refused(Reason::Returned { code, text }),
-                        None if confirmed => Outcome::Confirmed,
-                        None => Outcome::Refused(Reason::Nacked),
+                        None if confirmed => {
+                            link.accept(envelope);
+                            Outcome::Confirmed
+                        }
+                        None => {
+                            let now = Instant::now();
+                            link.refuse(envelope, now);
+                            self.renew_at.get_or_insert(now + REFUSED_FOR_LONG);
+                            Outcome::Refused(Reason::Nacked)
+                        }
                     };
                     progress.settle(sent.index, outcome);
                 }

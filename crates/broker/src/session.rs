@@ -1,18 +1,17 @@
 use std::{
-    cell::Cell,
     mem,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use amiquip::{Auth, Connection, ConnectionBlockedNotification as Notification, ConnectionOptions, ConnectionTuning};
-use crossbeam_channel::{Receiver, TryRecvError};
+use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use mio::net::TcpStream;
 
 use crate::{
     Error, Settings,
     address::Address,
     error::ThreadGone,
+    link::Alarm,
     watchdog::Watchdog,
     wire::{Handshake, Wire},
 };
@@ -22,9 +21,7 @@ use crate::{
 pub struct Session {
     /// Present until the session ends.
     connection: Option<Connection>,
-    notifications: Receiver<Notification>,
-    /// Why the broker accepts no messages, as far as notifications were read.
-    blocked: Cell<Option<String>>,
+    alarm: Arc<Alarm>,
     watchdog: Arc<Watchdog>,
     limit: Duration,
 }
@@ -46,8 +43,7 @@ impl Session {
         // From here on `drop` ends the watchdog.
         let mut session = Self {
             connection: None,
-            notifications: crossbeam_channel::never(),
-            blocked: Cell::new(None),
+            alarm: Arc::new(Alarm::new(crossbeam_channel::never())),
             watchdog,
             limit: Duration::from_millis(settings.confirm_timeout_ms),
         };
@@ -74,7 +70,8 @@ impl Session {
                 _ => error,
             }
         })?);
-        session.notifications = watchdog.bounded(OPENING, left, || connection.listen_for_connection_blocked())?;
+        let notifications = watchdog.bounded(OPENING, left, || connection.listen_for_connection_blocked())?;
+        session.alarm = Arc::new(Alarm::new(notifications));
         match handshake.heartbeat_s.get() {
             Some(1..) => Ok(session),
             _ => Err(Error::NoHeartbeat),
@@ -89,26 +86,18 @@ impl Session {
 
     /// Why the broker accepts no messages, if it doesn't.
     pub(crate) fn blocked_for(&self) -> Option<String> {
-        self.is_alive();
-        let reason = self.blocked.take();
-        self.blocked.set(reason.clone());
-        reason
+        self.alarm.read();
+        self.alarm.reason()
     }
 
     /// Whether the connection isn't known to be lost.
     pub(crate) fn is_alive(&self) -> bool {
-        loop {
-            match self.notifications.try_recv() {
-                Ok(Notification::Blocked(reason)) => self.blocked.set(Some(reason)),
-                Ok(Notification::Unblocked) => self.blocked.set(None),
-                Err(nothing) => return nothing == TryRecvError::Empty,
-            }
-        }
+        self.alarm.read()
     }
 
-    /// Ready when [`Session::blocked_for`] may have changed.
-    pub(crate) fn notifications(&self) -> &Receiver<Notification> {
-        &self.notifications
+    /// What tells whether the broker accepts messages.
+    pub(crate) fn alarm(&self) -> &Arc<Alarm> {
+        &self.alarm
     }
 
     /// Cuts the connection at once. Every call that waits on it returns.

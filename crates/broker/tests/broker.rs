@@ -694,6 +694,37 @@ fn a_queue_that_is_deleted_is_declared_again_by_the_hook() {
 }
 
 #[test]
+fn a_queue_that_never_confirms_keeps_nobody_from_the_others() {
+    let node = node();
+    let settings = node.settings();
+    declare(&settings, &queues(&["silent", "answering"]));
+    let tell = |what: &str| {
+        node.eval(&format!(
+            "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"silent\">>)), \
+             sys:{what}(amqqueue:get_pid(Queue))"
+        ))
+    };
+    let mut publisher = Publisher::new(&settings, "test");
+    publisher.publish_all(&numbered("silent", 0..1), within(SOON)).unwrap();
+    tell("suspend");
+    let link = publisher.link();
+    // Each time nearly as many as the window holds: if they stayed in it, nothing would go in the end.
+    for _ in 0..3 {
+        let silent = settings.window_messages - 10;
+        let both = [numbered("answering", 0..10), numbered("silent", 0..silent)].concat();
+        let result = publisher.publish_all(&both, within(Duration::from_secs(2)));
+        let Err(PublishError::Unavailable { unconfirmed, source }) = result else { panic!("{result:?}") };
+        assert_eq!(unconfirmed, (10..10 + silent).collect::<Vec<_>>());
+        assert!(matches!(source, Error::TimedOut { .. }), "{source:?}");
+        let refused: Vec<_> = link.refused().into_iter().map(|(destination, _)| destination.routing_key).collect();
+        assert_eq!((refused, link.is_connected()), (vec!["silent".to_owned()], true));
+    }
+    tell("resume");
+    eventually(SOON, "it answers again", || publisher.publish_all(&numbered("silent", 0..1), within(SOON)).ok());
+    assert_eq!(link.refused(), []);
+}
+
+#[test]
 fn what_was_confirmed_is_in_its_stream_also_when_the_streams_writer_was_started_anew() {
     const STREAMS: usize = 3;
     let node = node();
@@ -832,8 +863,11 @@ fn a_broker_short_of_memory_is_waited_for_and_consuming_goes_on() {
     declare(&settings, &queues(&["starved", "fed", "probed"]));
     let mut publisher = Publisher::new(&settings, "test");
     let mut dropped = Publisher::new(&settings, "test");
+    let mut gives_up = Publisher::new(&settings, "test");
     publisher.publish_all(&numbered("fed", 0..100), within(SOON)).unwrap();
-    dropped.publish_all(&numbered("fed", 0..1), within(SOON)).unwrap();
+    for publisher in [&mut dropped, &mut gives_up] {
+        publisher.publish_all(&numbered("fed", 0..1), within(SOON)).unwrap();
+    }
     let mut consumer = Consumer::new(&settings, "test", vec!["fed".into()], 10);
     assert!(!consumer.next_batch(1, LINGER, SOON).unwrap().deliveries.is_empty());
 
@@ -854,6 +888,9 @@ fn a_broker_short_of_memory_is_waited_for_and_consuming_goes_on() {
         assert!(link.is_blocked() && link.is_connected());
     }
     let _ = dropped.publish_all(&numbered("starved", 0..1), within(a_second));
+    let _ = gives_up.publish_all(&numbered("probed", 0..1), within(a_second));
+    let trouble = gives_up.link().trouble().expect("a reason");
+    assert!(trouble.contains("short of memory or disk"), "{trouble}");
     bounded("dropping", NO_HANG, || drop(dropped));
     // Acknowledging isn't blocked: the broker sends more than it sends ahead.
     consume_all(&mut consumer, 100);
@@ -864,6 +901,9 @@ fn a_broker_short_of_memory_is_waited_for_and_consuming_goes_on() {
     drop(starved);
     waiting.join().unwrap().unwrap();
     assert!(!link.is_blocked());
+    eventually(SOON, "that is told also of a publisher that publishes nothing", || {
+        gives_up.link().trouble().is_none().then_some(())
+    });
     // The first attempt sent one window, the others nothing: they would only have sent it again.
     let depth = node.left_in("starved");
     assert!((100..=100 + 16 + 1).contains(&depth), "{depth} messages");

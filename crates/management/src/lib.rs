@@ -41,6 +41,10 @@ fn segment(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
 }
 
+fn policy_path(vhost: &str, name: &str) -> String {
+    format!("policies/{}/{}", segment(vhost), segment(name))
+}
+
 impl Management {
     /// The API at `http://user:password@host:port`.
     ///
@@ -116,6 +120,25 @@ impl Management {
         };
         // One that has gone by itself meanwhile is no error.
         Ok(names.map(close).filter(Result::is_ok).count())
+    }
+
+    /// Sets a policy for the queues of a vhost whose names match the pattern.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn set_policy(&self, vhost: &str, name: &str, pattern: &str, definition: &Value) -> Result<(), Error> {
+        let policy = json!({"pattern": pattern, "apply-to": "queues", "definition": definition});
+        self.call("set a policy", Method::PUT, &policy_path(vhost, name), &policy)?;
+        Ok(())
+    }
+
+    /// Deletes a policy.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn delete_policy(&self, vhost: &str, name: &str) -> Result<(), Error> {
+        self.call("delete a policy", Method::DELETE, &policy_path(vhost, name), &Value::Null)?;
+        Ok(())
     }
 
     /// Publishes a message with these properties, and answers whether it reached a queue.

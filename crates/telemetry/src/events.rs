@@ -289,6 +289,48 @@ impl Event for BrokerUnblocked {
     }
 }
 
+/// Messages for a destination have been refused, or not confirmed, for more than a moment: its queue is full, say. They are
+/// published again on a new channel, because RabbitMQ may go on refusing on the old one for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct DestinationRefusing<'a> {
+    /// The exchange.
+    pub exchange: &'a str,
+    /// The routing key.
+    pub routing_key: &'a str,
+    /// For how long.
+    pub since: Duration,
+}
+
+impl Event for DestinationRefusing<'_> {
+    fn emit(self) {
+        log::warn!(
+            exchange = self.exchange, routing_key = self.routing_key, since_ms = millis(self.since);
+            "a queue takes no messages; they are published again on a new channel"
+        );
+        metrics::BROKER_REFUSING.add("", 1);
+    }
+}
+
+/// Messages for a destination are taken again.
+#[derive(Clone, Copy, Debug)]
+pub struct DestinationAccepting<'a> {
+    /// The exchange.
+    pub exchange: &'a str,
+    /// The routing key.
+    pub routing_key: &'a str,
+    /// How long they weren't.
+    pub after: Duration,
+}
+
+impl Event for DestinationAccepting<'_> {
+    fn emit(self) {
+        log::info!(
+            exchange = self.exchange, routing_key = self.routing_key, after_ms = millis(self.after);
+            "a queue takes messages again"
+        );
+    }
+}
+
 /// The gateway has answered a request.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestServed<'a> {

@@ -67,6 +67,7 @@ metrics! {
     DATABASE_UNAVAILABLE: Counter "database.unavailable" "times that the database was found unavailable"
     BROKER_RECONNECTED: Counter "broker.reconnected" "connections to the broker made again"
     BROKER_BLOCKED: Counter "broker.blocked" "times that the broker blocked a connection, being short of memory or disk"
+    BROKER_REFUSING: Counter "broker.refusing" "times that a queue was found to have taken no messages for long; again every 30 s"
     IMPORT_CREATED: Counter "import.created" "users created by follower imports"
     IMPORT_SKIPPED: Counter "import.skipped" "logins that follower imports found taken"
     STREAM_APPLIED: Counter "stream.<stream>.applied" "events of the stream that took effect"

@@ -52,6 +52,24 @@ impl TestVhost {
         self.management.close_connections(&self.name).expect("the server answers")
     }
 
+    /// Lets the queue keep so many messages at most, by a policy of the queue's name.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn limit(&self, queue: &str, messages: u32) {
+        let definition = serde_json::json!({"max-length": messages});
+        let pattern = format!("^{}$", queue.replace('.', r"\."));
+        self.management.set_policy(&self.name, queue, &pattern, &definition).expect("the server takes it");
+    }
+
+    /// Lets the queue keep as many messages as come.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn no_limit(&self, queue: &str) {
+        self.management.delete_policy(&self.name, queue).expect("the server takes it");
+    }
+
     /// Publishes a message as another program might, with whatever properties. Answers whether it reached a queue.
     ///
     /// # Panics

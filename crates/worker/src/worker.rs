@@ -137,9 +137,6 @@ fn health(
         .live("worker", move || {
             said(pulses.iter().all(|pulse| pulse.is_alive()), "a consumer hasn't moved for too long")
         })
-        .ready("broker", move || {
-            said(consuming.iter().all(Link::is_connected), "not connected")?;
-            said(!publishing.iter().any(Link::is_blocked), "it accepts no messages, being short of memory or disk")
-        })
+        .ready("broker", move || Link::check(consuming.iter().all(Link::is_connected), &publishing))
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
 }

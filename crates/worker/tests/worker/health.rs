@@ -1,12 +1,16 @@
 //! What health checks say.
 
-use crate::support::{MemoryLedger, publish, while_running, worker};
+use crate::support::{MemoryLedger, QUEUE, broker_settings, depth, drain, publish, while_running, worker};
 use anyhow::anyhow;
-use domain::Failure;
+use broker::Publisher;
+use domain::{Envelope, Failure, topology::queue};
 use serde_json::{Value, json};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 use test_support::{TestVhost, eventually, free_ports};
 
@@ -57,4 +61,36 @@ fn a_worker_is_ready_once_it_consumes_and_the_database_answers() {
         database.store(false, Ordering::Relaxed);
         assert_eq!(get(port, "/health/ready").expect("an answer").0, 503);
     });
+}
+
+#[test]
+fn a_worker_whose_messages_no_queue_takes_says_which_and_goes_on_once_one_does() {
+    let vhost = TestVhost::new();
+    publish(vhost.url(), ["a"]);
+    let follows = || Envelope::new("send_notification", "email", b"{}".to_vec());
+    vhost.limit(queue::SEND_NOTIFICATION_EMAIL, 1);
+    let mut publisher = Publisher::new(&broker_settings(vhost.url()), "test");
+    eventually("the queue is full", || {
+        publisher.publish_all(&[follows()], Instant::now() + Duration::from_secs(20)).err()
+    });
+    let mut held_up = worker(vhost.url(), Arc::new(MemoryLedger::default()), move |batch, out, _| {
+        batch.iter().for_each(|item| out.publish(&item.received, follows()));
+        Ok(())
+    });
+    let [port] = free_ports();
+    held_up.health.port = port;
+    while_running(held_up, || {
+        let why = eventually("it says so", || {
+            let (status, answer) = get(port, "/health/ready")?;
+            let why = answer["missing"][0]["why"].as_str()?.to_owned();
+            (status == 503 && answer["missing"][0]["what"] == "broker" && why != "not connected").then_some(why)
+        });
+        let expected = "exchange `send_notification`, routing key `email` takes no messages since ";
+        assert!(why.starts_with(expected), "{why}");
+        vhost.no_limit(queue::SEND_NOTIFICATION_EMAIL);
+        drain(vhost.url(), queue::SEND_NOTIFICATION_EMAIL);
+        eventually("it is ready", || (get(port, "/health/ready")? == (200, json!({"status": "ok"}))).then_some(()));
+    });
+    assert_eq!(depth(vhost.url(), QUEUE), 0, "its message is acknowledged");
+    assert!(!drain(vhost.url(), queue::SEND_NOTIFICATION_EMAIL).is_empty());
 }
