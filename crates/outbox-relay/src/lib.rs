@@ -6,19 +6,23 @@ mod relay;
 mod topology;
 
 use anyhow::{Context as _, anyhow, ensure};
+use broker::Link;
 use domain::topology::{Retention, Topology};
 use process::{Program, Pulse, Stop, health};
 use serde::Deserialize;
 use service::Service;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
-use storage::Database;
+use storage::{
+    Database,
+    sleeper::{Sleeper, Table},
+};
 use telemetry::{BrokerLost, DatabaseAvailable, DatabaseUnavailable, emit};
 use topology::Destinations;
 
@@ -38,14 +42,14 @@ pub const PROGRAM: Program =
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    outbox_relay: Relaying,
+    outbox_relay: Pace,
     message_log: Retention,
 }
 
 /// The section `[outbox_relay]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Relaying {
+struct Pace {
     /// Rows taken at a time; of the message log, of each partition.
     batch: i64,
     /// The first wait after finding no row; each further one is twice as long.
@@ -59,7 +63,7 @@ const SEGMENT_BYTES_MAX: u64 = 3_000_000_000;
 
 impl Settings {
     fn check(&self) -> anyhow::Result<()> {
-        let Relaying { batch, idle_min_ms, idle_max_ms } = self.outbox_relay;
+        let Pace { batch, idle_min_ms, idle_max_ms } = self.outbox_relay;
         ensure!(batch > 0, "outbox_relay.batch must be above 0");
         ensure!(
             idle_min_ms > 0 && idle_min_ms <= idle_max_ms,
@@ -79,6 +83,57 @@ struct Signs {
     of: &'static str,
     pulse: Pulse,
     broker_answers: AtomicBool,
+    /// Set once there's a loop.
+    link: OnceLock<Link>,
+    /// What else waits.
+    trouble: Mutex<Option<String>>,
+}
+
+/// What a loop does, round by round.
+trait Relaying {
+    fn round(&mut self) -> storage::Result<Round>;
+    /// Whether something waits that it tries again by itself.
+    fn holds(&self) -> bool;
+    /// The next round will find something.
+    fn expect(&mut self);
+    /// What takes no messages, unless its connection tells.
+    fn trouble(&self) -> Option<String>;
+}
+
+impl Relaying for Relay {
+    fn round(&mut self) -> storage::Result<Round> {
+        self.round()
+    }
+
+    fn holds(&self) -> bool {
+        self.holds()
+    }
+
+    fn expect(&mut self) {
+        self.expect();
+    }
+
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Relaying for LogRelay {
+    fn round(&mut self) -> storage::Result<Round> {
+        self.round()
+    }
+
+    fn holds(&self) -> bool {
+        self.holds()
+    }
+
+    fn expect(&mut self) {
+        self.expect();
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble()
+    }
 }
 
 /// Runs the service until it's told to stop.
@@ -99,6 +154,8 @@ pub fn run() -> anyhow::Result<()> {
         of,
         pulse: Pulse::new(limit),
         broker_answers: AtomicBool::new(false),
+        link: OnceLock::new(),
+        trouble: Mutex::default(),
     });
     let signs = Arc::new(signs);
     let _health = health::serve(health, checks(&signs, database))?;
@@ -125,14 +182,19 @@ pub fn run() -> anyhow::Result<()> {
     let mut outbox = Relay::new(database.clone(), broker, fleet.clone(), *message_log, batch);
     let mut log = LogRelay::new(database.clone(), broker, fleet, *message_log, batch);
     let [of_outbox, of_log] = &*signs;
+    let _ = (of_outbox.link.set(outbox.link()), of_log.link.set(log.link()));
+    // Apart from the pool: each keeps its connection while it sleeps.
+    let for_sleepers = Database::open(&storage::Settings { pool_size: 2, ..service.storage.clone() }, SERVICE)?;
+    let for_outbox = Sleeper::new(for_sleepers.clone(), Table::Outbox);
+    let for_log = Sleeper::new(for_sleepers, Table::MessageOutbox);
     thread::scope(|scope| {
         // On a thread of its own, so that neither waits for the other's confirms.
         let log = thread::Builder::new().name("message-log".into()).spawn_scoped(scope, || {
-            repeat(outbox_relay, worker, stop, of_log, || log.round());
+            repeat(outbox_relay, worker, stop, of_log, for_log, &mut log);
             log.close();
         });
         let log = log.context("can't start a thread")?;
-        repeat(outbox_relay, worker, stop, of_outbox, || outbox.round());
+        repeat(outbox_relay, worker, stop, of_outbox, for_outbox, &mut outbox);
         outbox.close();
         log.join().map_err(|_| anyhow!("the relay of the message log died of a bug; its panic is in the log"))
     })
@@ -146,8 +208,10 @@ fn checks(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
             None => Ok(()),
         })
         .ready("broker", move || {
-            let connected = connected.iter().all(|signs| signs.broker_answers.load(Ordering::Relaxed));
-            connected.then_some(()).ok_or_else(|| "not connected".into())
+            let answers = connected.iter().all(|signs| signs.broker_answers.load(Ordering::Relaxed));
+            let links: Vec<_> = connected.iter().filter_map(|signs| signs.link.get().cloned()).collect();
+            health::broker(answers, &links)?;
+            connected.iter().find_map(|signs| lock(&signs.trouble).clone()).map_or(Ok(()), Err)
         })
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
 }
@@ -161,21 +225,38 @@ impl Drop for EndAll<'_> {
     }
 }
 
-/// Relays round by round until it's time to stop: the next at once while there may be more, else after a wait.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long nothing has come before the loop sleeps until it's called.
+const SLEEPS_AFTER: Duration = Duration::from_millis(50);
+
+/// How often a sleeper looks all the same, and says that it's there.
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long it doesn't try to sleep after it couldn't.
+const SLEEPLESS: Duration = Duration::from_secs(30);
+
+/// Relays round by round until it's time to stop: the next at once while there may be more, else after a wait, and when
+/// nothing comes for long, whenever it's called.
 fn repeat(
-    &Relaying { idle_min_ms, idle_max_ms, .. }: &Relaying,
+    &Pace { idle_min_ms, idle_max_ms, .. }: &Pace,
     worker: &worker::Settings,
     stop: &Stop,
     signs: &Signs,
-    mut round: impl FnMut() -> storage::Result<Round>,
+    mut sleeper: Sleeper,
+    relay: &mut impl Relaying,
 ) {
     let _end_all = EndAll(stop);
     let mut broker_away = worker.backoff();
     let mut database_away = worker.backoff();
     let mut idle_ms = idle_min_ms;
+    let mut tired_at = Instant::now() + SLEEPS_AFTER;
     while !stop.is_requested() {
         signs.pulse.beat();
-        let round = round();
+        let round = relay.round();
+        *lock(&signs.trouble) = relay.trouble();
         if round.is_ok()
             && let Some(after) = database_away.reset()
         {
@@ -183,22 +264,49 @@ fn repeat(
         }
         let wait = match round {
             Ok(Round::Relayed) => {
+                sleeper.wake();
                 broker_away.reset();
                 signs.broker_answers.store(true, Ordering::Relaxed);
                 idle_ms = idle_min_ms;
+                tired_at = Instant::now() + SLEEPS_AFTER;
+                continue;
+            }
+            Ok(Round::Idle) if sleeper.is_asleep() => {
+                if sleep(&mut sleeper, stop, idle_max_ms) {
+                    sleeper.wake();
+                    relay.expect();
+                    idle_ms = idle_min_ms;
+                    tired_at = Instant::now() + SLEEPS_AFTER;
+                } else if let Err(error) = sleeper.fall_asleep() {
+                    log::debug!("woken by the database: {error}");
+                }
                 continue;
             }
             Ok(Round::Idle) => {
+                if tired_at <= Instant::now() && !relay.holds() {
+                    match sleeper.fall_asleep() {
+                        // What came before is to be seen now.
+                        Ok(true) => continue,
+                        // Somebody is just inserting.
+                        Ok(false) => tired_at = Instant::now() + SLEEPS_AFTER,
+                        Err(error) => {
+                            log::debug!("looks again and again, since it can't sleep: {error}");
+                            tired_at = Instant::now() + SLEEPLESS;
+                        }
+                    }
+                }
                 let wait = Duration::from_millis(idle_ms);
                 idle_ms = (idle_ms * 2).min(idle_max_ms);
                 wait
             }
             // That has been said.
             Ok(Round::BrokerAway) => {
+                sleeper.wake();
                 signs.broker_answers.store(false, Ordering::Relaxed);
                 broker_away.failed().0
             }
             Err(error) => {
+                sleeper.wake();
                 let (delay, say) = database_away.failed();
                 if say {
                     let error = anyhow::Error::new(error);
@@ -209,4 +317,18 @@ fn repeat(
         };
         stop.wait(wait);
     }
+}
+
+/// Sleeps until it's called, which it returns, or for as long as it may without looking.
+fn sleep(sleeper: &mut Sleeper, stop: &Stop, listen_every_ms: u64) -> bool {
+    let began = Instant::now();
+    while began.elapsed() < LOOKS_EVERY {
+        if sleeper.is_called() {
+            return true;
+        }
+        if stop.wait(Duration::from_millis(listen_every_ms)) {
+            break;
+        }
+    }
+    false
 }

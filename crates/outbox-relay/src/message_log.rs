@@ -1,6 +1,6 @@
 use crate::{GOODBYE, Round, SERVICE, topology::Destinations};
-use broker::{PublishError, Publisher, Reason};
-use chrono::{DateTime, Utc};
+use broker::{Link, PublishError, Publisher, Reason};
+use chrono::{DateTime, SecondsFormat, Utc};
 use domain::{
     Envelope,
     log::MessageId,
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    Database,
+    Database, Floors,
     message_outbox::{self, Message, Published, Taken},
     partitions,
 };
@@ -27,6 +27,9 @@ const BYTES: i64 = 4 << 20;
 /// How long a partition that takes no messages is left alone.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// When it wasn't this relay's turn there for so long, nothing waits any more, or another relay sees to it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
 /// Moves accepted messages of the log to their partitions' streams.
 pub struct LogRelay {
@@ -44,10 +47,15 @@ pub struct LogRelay {
     token: Option<String>,
     /// The partitions that take no messages for now.
     unavailable: HashMap<i32, Unavailable>,
+    /// Where looking for messages begins.
+    floors: Floors,
+    /// Whether the last round found something: then the next one doesn't ask first.
+    busy: bool,
 }
 
 struct Unavailable {
     backoff: Backoff,
+    since: DateTime<Utc>,
     /// When to try again.
     next: Instant,
     /// Whether the broker didn't let its stream be declared. Publishing to it might cost the connection.
@@ -110,7 +118,44 @@ impl LogRelay {
             batch,
             token: None,
             unavailable: HashMap::new(),
+            floors: Floors::default(),
+            busy: false,
         }
+    }
+
+    /// The state of its connection, for other threads.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.publisher.link()
+    }
+
+    /// Whether messages wait for a partition that takes none.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.waiting().next().is_some()
+    }
+
+    /// Which partitions take no messages, and since when, in words for a health check.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let mut waiting: Vec<_> = self.waiting().collect();
+        waiting.sort_unstable_by_key(|(partition, _)| **partition);
+        let name = |(partition, unavailable): (&i32, &Unavailable)| {
+            let since = unavailable.since.to_rfc3339_opts(SecondsFormat::Secs, true);
+            format!("partition {partition} of the message log takes no messages since {since}")
+        };
+        let named: Vec<_> = waiting.into_iter().map(name).collect();
+        (!named.is_empty()).then(|| named.join("; "))
+    }
+
+    /// The partitions that take no messages, as far as others haven't published there since.
+    fn waiting(&self) -> impl Iterator<Item = (&i32, &Unavailable)> {
+        self.unavailable.iter().filter(|(_, unavailable)| unavailable.next.elapsed() < FORGOTTEN_AFTER)
+    }
+
+    /// Looks without asking first, next time: there's something.
+    pub fn expect(&mut self) {
+        self.busy = true;
     }
 
     /// Publishes what the transaction before has taken of each partition that no other relay has in hand, deletes what is
@@ -121,10 +166,17 @@ impl LogRelay {
     /// The database's. Then what was taken is still to be published.
     pub fn round(&mut self) -> storage::Result<Round> {
         let began = Instant::now();
-        let Self { database, publisher, declared, batch, token, unavailable, .. } = self;
+        if !self.busy || self.floors.is_due(began) {
+            let mut conn = self.database.connection()?;
+            if !message_outbox::look(&mut conn, &mut self.floors, began)? {
+                self.busy = false;
+                return Ok(Round::Idle);
+            }
+        }
+        let Self { database, publisher, declared, batch, token, unavailable, floors, .. } = self;
         let confirm_timeout = Duration::from_millis(self.broker.confirm_timeout_ms);
         let attempt = database.transaction(|conn| {
-            let mut taken = message_outbox::taken(conn)?;
+            let mut taken = message_outbox::taken_above(conn, floors)?;
             taken.retain(|taken| unavailable.get(&taken.partition).is_none_or(|partition| partition.next <= began));
             if taken.is_empty() {
                 return Ok(Attempt::Made { outcomes: Vec::new(), oldest: None, broker_away: false });
@@ -159,7 +211,7 @@ impl LogRelay {
                 Published { partition: slice.partition, confirmed, left }
             });
             let bytes = BYTES / i64::try_from(slices.len()).unwrap_or(BYTES);
-            message_outbox::advance(conn, &done.collect::<Vec<_>>(), *batch, bytes)?;
+            message_outbox::advance_above(conn, floors, &done.collect::<Vec<_>>(), *batch, bytes)?;
 
             let published = outcomes.iter().flat_map(|outcome| &envelopes[outcome.published.clone()]);
             let oldest = published.map(|envelope| envelope.created_at).min();
@@ -174,11 +226,13 @@ impl LogRelay {
         }
         if broker_away {
             self.declared = self.publisher.link().is_connected();
+            self.busy = true;
             return Ok(Round::BrokerAway);
         }
         // A partition without a failure has moved: messages are published, or the next are taken.
         let idle = outcomes.iter().all(|outcome| outcome.done == 0 && outcome.failure.is_some());
         self.note(outcomes);
+        self.busy = !idle;
         Ok(if idle { Round::Idle } else { Round::Relayed })
     }
 
@@ -222,8 +276,12 @@ impl LogRelay {
 
     /// Publishes nothing to a partition for a while.
     fn leave_alone(&mut self, partition: i32, error: &dyn Display, undeclared: bool) {
-        let new =
-            || Unavailable { backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT), next: Instant::now(), undeclared: false };
+        let new = || Unavailable {
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            since: Utc::now(),
+            next: Instant::now(),
+            undeclared: false,
+        };
         let unavailable = self.unavailable.entry(partition).or_insert_with(new);
         let (retry_in, say) = unavailable.backoff.failed();
         if say || undeclared && !unavailable.undeclared {

@@ -1,15 +1,22 @@
-use crate::{GOODBYE, refusals::Refusals, topology::Destinations};
-use broker::{PublishError, Publisher, Reason};
-use chrono::Utc;
+use crate::{
+    GOODBYE,
+    refusals::{Refusals, Tried},
+    topology::Destinations,
+};
+use broker::{Destination, Link, PublishError, Publisher, Reason};
+use chrono::{DateTime, Utc};
 use domain::{
     Envelope,
     topology::{Retention, Topology},
 };
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 use storage::{
-    Database,
+    Database, Floors, PgConnection,
     dead_letters::{self, NewDeadLetter},
-    outbox,
+    outbox::{self, Row},
 };
 use telemetry::{MessageDeadLettered, OutboxRelayed, emit};
 
@@ -20,6 +27,10 @@ pub struct Relay {
     confirm_timeout: Duration,
     batch: i64,
     refusals: Refusals,
+    /// Where looking begins.
+    floors: Floors,
+    /// Whether the last round found something: then the next one doesn't ask first.
+    busy: bool,
 }
 
 /// How a round went.
@@ -40,6 +51,21 @@ enum Fate {
     Dies { of: Reason, times: u32 },
 }
 
+/// What a round's transaction has done.
+#[derive(Default)]
+struct Done {
+    relayed: Vec<i64>,
+    dead: Vec<NewDeadLetter>,
+    /// When the oldest of the relayed rows was written.
+    oldest: Option<DateTime<Utc>>,
+    broker_away: bool,
+    /// What came of trying a destination again.
+    tried: Option<Tried>,
+}
+
+/// How long a destination is waited for that may not answer: nothing else is published meanwhile.
+const TRYING: Duration = Duration::from_secs(1);
+
 impl Relay {
     /// A relay of `batch` rows at a time. Whenever it connects it declares the fleet's topology, the streams' queues and the
     /// message log's partitions, since a broker may come back empty.
@@ -52,51 +78,75 @@ impl Relay {
     ) -> Self {
         let publisher = Destinations { fleet, message_log, database: database.clone() }.publisher(broker);
         let confirm_timeout = Duration::from_millis(broker.confirm_timeout_ms);
-        Self { database, publisher, confirm_timeout, batch, refusals: Refusals::default() }
+        Self {
+            database,
+            publisher,
+            confirm_timeout,
+            batch,
+            refusals: Refusals::default(),
+            floors: Floors::default(),
+            busy: false,
+        }
+    }
+
+    /// The state of its connection, for other threads.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.publisher.link()
+    }
+
+    /// Whether rows wait for a destination that takes none.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.refusals.held().next().is_some()
+    }
+
+    /// Looks without asking first, next time: there's something.
+    pub fn expect(&mut self) {
+        self.busy = true;
     }
 
     /// Takes rows, publishes them, deletes those that are confirmed and sets aside those that never will be, in one
-    /// transaction: a relay that dies or freezes gives its rows back, and others publish them again.
+    /// transaction: a relay that dies or freezes gives its rows back, and others publish them again. Rows for a destination that
+    /// takes none wait apart, and keep nobody from the others.
     ///
     /// # Errors
     /// The database's. Then the rows that were taken are still there.
     pub fn round(&mut self) -> storage::Result<Round> {
         let began = Instant::now();
-        let Self { database, publisher, confirm_timeout, batch, refusals } = self;
-        let mut broker_away = false;
-        let (relayed, dead, oldest) = database.transaction(|conn| {
-            let mut rows = outbox::take(conn, *batch)?;
-            rows.retain(|row| !refusals.is_on_hold(row.id, Instant::now()));
-            let (ids, envelopes): (Vec<i64>, Vec<Envelope>) =
-                rows.into_iter().map(|row| (row.id, row.envelope)).unzip();
-            if ids.is_empty() {
-                return Ok((ids, Vec::new(), None));
+        let held: Vec<_> = self.refusals.held().cloned().collect();
+        let except: Vec<_> = held.iter().map(row_destination).collect();
+        let due = self.refusals.due(began);
+        if !self.busy || self.floors.is_due(began) {
+            let mut conn = self.database.connection()?;
+            if !outbox::look(&mut conn, &mut self.floors, &except, began)? && due.is_none() {
+                self.busy = false;
+                return Ok(Round::Idle);
             }
-            let published = publisher.publish_all(&envelopes, Instant::now() + *confirm_timeout);
-            broker_away = matches!(published, Err(PublishError::Unavailable { .. }));
-            let fates = fates(&ids, published, refusals);
-
-            let (mut relayed, mut dead, mut oldest) = (Vec::new(), Vec::new(), None);
-            for ((id, envelope), fate) in ids.into_iter().zip(envelopes).zip(fates) {
-                match fate {
-                    Fate::Relayed => {
-                        oldest = oldest.into_iter().chain([envelope.created_at]).min();
-                        relayed.push(id);
-                    }
-                    Fate::Stays => {}
-                    Fate::Dies { of, times } => dead.push((id, dead_letter(id, envelope, &of, times))),
-                }
+        }
+        let Self { database, publisher, confirm_timeout, batch, refusals, floors, .. } = self;
+        let done = database.transaction(|conn| {
+            let mut done = Done::default();
+            let rows = outbox::take_except(conn, floors, &except, *batch)?;
+            relay(conn, publisher, *confirm_timeout, refusals, rows, &mut done)?;
+            if let Some(due) = due.as_ref().filter(|_| !done.broker_away) {
+                let limit = if due.one { 1 } else { *batch };
+                let rows = outbox::take_for(conn, row_destination(&due.destination), due.from, limit)?;
+                let tried = relay(conn, publisher, TRYING.min(*confirm_timeout), refusals, rows, &mut done)?;
+                done.tried = Some(tried);
             }
-            let (dead_ids, dead): (Vec<i64>, Vec<NewDeadLetter>) = dead.into_iter().unzip();
-            if !dead.is_empty() {
-                dead_letters::record(conn, &dead)?;
-                outbox::delete(conn, &dead_ids)?;
-            }
-            outbox::delete(conn, &relayed)?;
-            Ok((relayed, dead, oldest))
+            Ok(done)
         })?;
 
-        refusals.forget(&relayed, Instant::now());
+        let Done { relayed, dead, oldest, broker_away, tried } = done;
+        let now = Instant::now();
+        if let (Some(due), Some(tried)) = (due, tried)
+            && let Some(from) = refusals.tried(&due, &tried, now)
+        {
+            outbox::look_from(floors, from);
+        }
+        refusals.forget(&relayed, now);
+        self.busy = !(relayed.is_empty() && dead.is_empty());
         if let Some(oldest) = oldest {
             let lag = (Utc::now() - oldest).to_std().unwrap_or_default();
             emit(OutboxRelayed { messages: relayed.len() as u64, duration: began.elapsed(), lag });
@@ -110,10 +160,10 @@ impl Relay {
                 error: &letter.error,
             });
         }
-        Ok(match (broker_away, relayed.is_empty() && dead.is_empty()) {
+        Ok(match (broker_away, self.busy) {
             (true, _) => Round::BrokerAway,
-            (false, true) => Round::Idle,
-            (false, false) => Round::Relayed,
+            (false, false) => Round::Idle,
+            (false, true) => Round::Relayed,
         })
     }
 
@@ -123,25 +173,92 @@ impl Relay {
     }
 }
 
-/// What becomes of each of the rows with these ids, in the same order.
-fn fates(ids: &[i64], published: Result<(), PublishError>, refusals: &mut Refusals) -> Vec<Fate> {
+fn row_destination(destination: &Destination) -> outbox::Destination<'_> {
+    outbox::Destination { exchange: &destination.exchange, routing_key: &destination.routing_key }
+}
+
+/// Publishes rows that were taken, and removes those that are done with.
+fn relay(
+    conn: &mut PgConnection,
+    publisher: &mut Publisher,
+    timeout: Duration,
+    refusals: &mut Refusals,
+    rows: Vec<Row>,
+    done: &mut Done,
+) -> storage::Result<Tried> {
+    let (ids, envelopes): (Vec<i64>, Vec<Envelope>) = rows.into_iter().map(|row| (row.id, row.envelope)).unzip();
+    if ids.is_empty() {
+        return Ok(Tried::default());
+    }
+    let published = publisher.publish_all(&envelopes, Instant::now() + timeout);
+    let (fates, broker_away) = fates(&ids, &envelopes, published, refusals);
+    done.broker_away |= broker_away;
+
+    let (mut relayed, mut dead) = (Vec::new(), Vec::new());
+    let count = ids.len();
+    for ((id, envelope), fate) in ids.into_iter().zip(envelopes).zip(fates) {
+        match fate {
+            Fate::Relayed => {
+                done.oldest = done.oldest.into_iter().chain([envelope.created_at]).min();
+                relayed.push(id);
+            }
+            Fate::Stays => {}
+            Fate::Dies { of, times } => dead.push((id, dead_letter(id, envelope, &of, times))),
+        }
+    }
+    let (dead_ids, dead): (Vec<i64>, Vec<NewDeadLetter>) = dead.into_iter().unzip();
+    if !dead.is_empty() {
+        dead_letters::record(conn, &dead)?;
+        outbox::delete(conn, &dead_ids)?;
+    }
+    if !relayed.is_empty() {
+        outbox::delete(conn, &relayed)?;
+    }
+    let left = count - relayed.len() - dead.len();
+    let tried = Tried { relayed: relayed.len(), set_aside: dead.len(), left };
+    done.relayed.extend(relayed);
+    done.dead.extend(dead);
+    Ok(tried)
+}
+
+/// What becomes of each of the rows with these ids, in the same order, and whether the broker is away.
+fn fates(
+    ids: &[i64],
+    envelopes: &[Envelope],
+    published: Result<(), PublishError>,
+    refusals: &mut Refusals,
+) -> (Vec<Fate>, bool) {
     let mut fates: Vec<_> = ids.iter().map(|_| Fate::Relayed).collect();
+    let now = Instant::now();
     match published {
-        Ok(()) => {}
-        Err(PublishError::Unavailable { unconfirmed, .. }) => {
-            unconfirmed.into_iter().for_each(|index| fates[index] = Fate::Stays);
+        Ok(()) => (fates, false),
+        Err(PublishError::Unavailable { unconfirmed, source }) => {
+            unconfirmed.iter().for_each(|&index| fates[index] = Fate::Stays);
+            let confirmed = fates.iter().zip(envelopes).filter(|(fate, _)| matches!(fate, Fate::Relayed));
+            let answering: HashSet<_> = confirmed.map(|(_, envelope)| Destination::of(envelope)).collect();
+            let held: HashSet<_> = refusals.held().cloned().collect();
+            let mut others = true;
+            for index in unconfirmed {
+                // A queue's own fault, if another one answers, or if it's known for it. Else the broker is slow, or away.
+                let destination = Destination::of(&envelopes[index]);
+                let silent = !answering.is_empty() && !answering.contains(&destination) || held.contains(&destination);
+                if silent && matches!(source, broker::Error::TimedOut { .. }) {
+                    refusals.silent(ids[index], destination, now);
+                    others = false;
+                }
+            }
+            (fates, others)
         }
         Err(PublishError::Refused { refused }) => {
-            let now = Instant::now();
             for (index, reason) in refused {
-                fates[index] = match refusals.refuse(ids[index], &reason, now) {
+                fates[index] = match refusals.refuse(ids[index], Destination::of(&envelopes[index]), &reason, now) {
                     Some(times) => Fate::Dies { of: reason, times },
                     None => Fate::Stays,
                 };
             }
+            (fates, false)
         }
     }
-    fates
 }
 
 fn dead_letter(id: i64, envelope: Envelope, reason: &Reason, attempts: u32) -> NewDeadLetter {

@@ -6,20 +6,25 @@ use domain::{
     stream::{ACCOUNT_EVENT, AccountId, Payload, key_hash, shard, shard_queue},
     topology::{Topology, exchange, queue},
 };
-use outbox_relay::{Relay, Round};
+use outbox_relay::{LogRelay, Relay, Round};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use storage::{
     Database, dead_letters, outbox,
+    sleeper::{Sleeper, Table},
     streams::{self, Layout},
 };
 use test_support::{
     TestDatabase, TestVhost, broker_settings, drain as drain_all, eventually, eventually_within, log_retention,
 };
 use worker::Received;
+
+/// A bound against hanging.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn relay(database: &TestDatabase, url: &str, batch: i64) -> Relay {
     Relay::new(database.database().clone(), &broker_settings(url), Topology::fleet(&[]), log_retention(), batch)
@@ -198,9 +203,9 @@ fn what_can_never_be_published_is_set_aside_with_its_reason_and_the_rest_goes_on
     commit(database.database(), &[&[too_long, no_exchange, unbound], &good[..]].concat());
 
     let mut relay = relay(&database, vhost.url(), 5);
-    // The good ones don't wait until the others are given up: five at a time, all are taken in four rounds, and after as many
+    // The good ones don't wait until the others are given up: five at a time, all are taken in three rounds, and after as many
     // nothing is given up yet that may be routed later.
-    for _ in 0..4 {
+    for _ in 0..3 {
         assert_eq!(relay.round().expect("the database answers"), Round::Relayed);
     }
     assert_eq!(waiting(&database), 2);
@@ -235,8 +240,212 @@ fn what_can_never_be_published_is_set_aside_with_its_reason_and_the_rest_goes_on
     topology.queues.retain(|declared| declared.name == queue::PUBLISH_TWEET);
     broker::declare(&mut session, &topology).expect("it's bound");
     database.database().transaction(|conn| dead_letters::replay(conn, letters[2].id, "test")).expect("it's replayed");
-    relay_all(&mut relay);
+    relay_until(&mut relay, &database, 0);
     let arrived = drain(vhost.url(), queue::PUBLISH_TWEET);
     assert_eq!(ids(&arrived), BTreeSet::from(["unbound"]));
     assert_eq!(arrived[0].headers["x-replay"], "1");
+}
+
+/// A message to another exchange than [`message`]'s.
+fn import(id: &str) -> Envelope {
+    let mut envelope = Envelope::new(exchange::ADD_FOLLOWERS, queue::ADD_FOLLOWERS, b"{}".to_vec());
+    envelope.message_id = id.to_owned();
+    envelope
+}
+
+/// Relays until this many rows wait.
+#[track_caller]
+fn relay_until(relay: &mut Relay, database: &TestDatabase, rows: i64) {
+    eventually_within(PATIENCE, "the others are relayed", || {
+        relay.round().expect("the database answers");
+        (waiting(database) == rows).then_some(())
+    });
+}
+
+#[test]
+fn a_queue_that_was_full_for_long_gets_its_rows_once_it_takes_some() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let mut relay = relay(&database, vhost.url(), 100);
+    commit(database.database(), &[message("first")]);
+    relay_all(&mut relay);
+    vhost.limit(queue::PUBLISH_TWEET, 1);
+    let (link, mut rows) = (relay.link(), 0);
+    eventually_within(PATIENCE, "it goes on for long, and is told", || {
+        // The server takes a moment to know of the limit.
+        if waiting(&database) < 5 {
+            commit(database.database(), &[message(&format!("m{rows}"))]);
+            rows += 1;
+        }
+        relay.round().expect("the database answers");
+        link.trouble()
+    });
+    assert!(waiting(&database) >= 4);
+    vhost.no_limit(queue::PUBLISH_TWEET);
+    relay_until(&mut relay, &database, 0);
+    assert_eq!(link.trouble(), None);
+    let arrived = drain(vhost.url(), queue::PUBLISH_TWEET);
+    assert_eq!(ids(&arrived).len(), rows + 1);
+}
+
+#[test]
+fn however_many_rows_wait_for_a_full_queue_the_others_go_on() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let mut relay = relay(&database, vhost.url(), 10);
+    commit(database.database(), &[message("first"), import("i0")]);
+    relay_all(&mut relay);
+    vhost.limit(queue::PUBLISH_TWEET, 1);
+    let rows: Vec<_> = (0..500).map(|n| message(&format!("m{n}"))).collect();
+    commit(database.database(), &rows);
+    commit(database.database(), &[import("i1")]);
+    eventually_within(PATIENCE, "the import has arrived", || {
+        relay.round().expect("the database answers");
+        (database.count("SELECT count(*) AS n FROM outbox WHERE exchange = 'add_followers'") == 0).then_some(())
+    });
+    // And again and again, of which none waits for the full queue.
+    for n in 2..20 {
+        commit(database.database(), &[import(&format!("i{n}"))]);
+        let before = waiting(&database);
+        eventually_within(PATIENCE, "the next has arrived", || {
+            relay.round().expect("the database answers");
+            (database.count("SELECT count(*) AS n FROM outbox WHERE exchange = 'add_followers'") == 0).then_some(())
+        });
+        assert!(before >= 480, "{before} rows wait");
+    }
+    assert_eq!(drain(vhost.url(), queue::ADD_FOLLOWERS).len(), 20);
+    vhost.no_limit(queue::PUBLISH_TWEET);
+    relay_until(&mut relay, &database, 0);
+    assert_eq!(ids(&drain(vhost.url(), queue::PUBLISH_TWEET)).len(), 501);
+}
+
+#[test]
+fn however_many_rows_reach_no_queue_the_others_go_on_and_each_of_them_has_its_tries() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let mut relay = relay(&database, vhost.url(), 10);
+    let unbound = |n: i32| {
+        let mut envelope = message(&format!("unbound {n}"));
+        envelope.routing_key = "nobody".into();
+        envelope
+    };
+    commit(database.database(), &(0..25).map(unbound).collect::<Vec<_>>());
+    commit(database.database(), &[message("m0")]);
+    let mut rounds = 0;
+    eventually_within(PATIENCE, "the other has arrived", || {
+        relay.round().expect("the database answers");
+        rounds += 1;
+        (database.count("SELECT count(*) AS n FROM outbox WHERE routing_key <> 'nobody'") == 0).then_some(())
+    });
+    assert!(rounds <= 3 && waiting(&database) == 25, "{rounds} rounds");
+    relay_until(&mut relay, &database, 0);
+    let mut conn = database.database().connection().expect("a connection");
+    let letters = dead_letters::list(&mut conn, Some("waiting"), None, i64::MAX, 100).expect("the dead letters");
+    assert!(letters.len() == 25 && letters.iter().all(|letter| letter.attempts == 5));
+}
+
+#[test]
+fn a_row_that_is_committed_late_with_a_low_id_is_relayed() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let mut relay = relay(&database, vhost.url(), 10);
+    let (begun, has_begun) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel();
+    thread::scope(|scope| {
+        let database = &database;
+        scope.spawn(move || {
+            database.database().transaction(|conn| {
+                outbox::push(conn, &[message("late")])?;
+                begun.send(()).expect("the test waits");
+                goes_on.recv().expect("the test goes on");
+                Ok(())
+            })
+        });
+        has_begun.recv().expect("a row is inserted");
+        // For as long as it takes to be sure of what nobody can insert below any more.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            commit(database.database(), &[message("m")]);
+            relay_all(&mut relay);
+        }
+        go_on.send(()).expect("the other thread waits");
+        eventually_within(PATIENCE, "it's committed", || (waiting(database) == 1).then_some(()));
+        assert_eq!(relay.round().expect("the database answers"), Round::Relayed);
+    });
+    assert!(ids(&drain(vhost.url(), queue::PUBLISH_TWEET)).contains("late"));
+}
+
+/// How many pages of a table and its indexes have been read or found in memory, by sessions that have told.
+fn pages(database: &TestDatabase, table: &str) -> i64 {
+    database.execute("SELECT pg_stat_force_next_flush()");
+    database.count(&format!(
+        "SELECT (heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint AS n
+         FROM pg_statio_user_tables WHERE relname = '{table}'"
+    ))
+}
+
+#[test]
+fn looking_costs_no_more_when_dead_rows_stay() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    // A session that sees the rows keeps them in the table, whoever deletes them.
+    let mut old = database.database().connection().expect("a connection");
+    storage::admin::execute(&mut old, "BEGIN ISOLATION LEVEL REPEATABLE READ").expect("it begins");
+    storage::admin::execute(&mut old, "SELECT 1").expect("it has a snapshot");
+    let rows: Vec<_> = (0..20_000).map(|n| message(&format!("m{n}"))).collect();
+    commit(database.database(), &rows);
+    database.execute("DELETE FROM outbox");
+    database.execute(
+        "INSERT INTO message_outbox (partition, id, text)
+         SELECT i % 4, nextval('message_outbox_id'), 'text' FROM generate_series(1, 20000) i",
+    );
+    database.execute("DELETE FROM message_outbox");
+
+    let mut relay = relay(&database, vhost.url(), 10);
+    let settings = broker_settings(vhost.url());
+    let mut log = LogRelay::new(database.database().clone(), &settings, Topology::fleet(&[]), log_retention(), 10);
+    let mut look = |times| {
+        for _ in 0..times {
+            assert_eq!(relay.round().expect("the database answers"), Round::Idle);
+            assert_eq!(log.round().expect("the database answers"), Round::Idle);
+        }
+    };
+    eventually_within(PATIENCE, "it's known where open rows begin", || {
+        look(1);
+        let before = ["outbox", "message_outbox"].map(|table| pages(&database, table));
+        look(20);
+        let after = ["outbox", "message_outbox"].map(|table| pages(&database, table));
+        // Some pages of the index each time; all of them are thousands.
+        (0..2).all(|table| after[table] - before[table] < 20 * 40).then_some(())
+    });
+}
+
+#[test]
+fn a_relay_that_sleeps_is_called_by_whoever_inserts() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let asleep = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let mut sleepers = [Table::Outbox, Table::MessageOutbox].map(|table| {
+        let database = Database::open(&database.settings(), "test").expect("a usable URL");
+        Sleeper::new(database, table)
+    });
+    drop(vhost);
+    // Somebody is about to commit.
+    database
+        .database()
+        .transaction(|conn| {
+            outbox::push(conn, &[message("m0")])?;
+            assert!(!sleepers[0].fall_asleep()? && !sleepers[0].is_asleep());
+            Ok(())
+        })
+        .expect("it's committed");
+    let [outbox, log] = &mut sleepers;
+    assert!(outbox.fall_asleep().unwrap() && log.fall_asleep().unwrap());
+    assert_eq!(database.count(asleep), 2);
+    let mut other = Sleeper::new(Database::open(&database.settings(), "test").expect("a usable URL"), Table::Outbox);
+    assert!(other.fall_asleep().unwrap(), "one that sleeps keeps none from sleeping");
+    assert!(!outbox.is_called() && !log.is_called() && !other.is_called());
+    commit(database.database(), &[message("m1")]);
+    eventually("both are called", || (outbox.is_called() && other.is_called()).then_some(()));
+    assert!(!log.is_called());
+    outbox.wake();
+    assert_eq!(database.count(asleep), 1);
+    other.wake();
+    log.wake();
+    assert_eq!(database.count(asleep), 0);
 }

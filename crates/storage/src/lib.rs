@@ -10,6 +10,7 @@ pub mod consumer_offsets;
 pub mod dead_letters;
 mod error;
 pub mod feeds;
+mod floors;
 pub mod garbage;
 pub mod imports;
 pub mod leases;
@@ -29,6 +30,7 @@ pub mod resharding;
 pub mod results;
 mod schema;
 mod session;
+pub mod sleeper;
 mod socket;
 pub mod stream_audit;
 pub mod streams;
@@ -38,6 +40,7 @@ pub mod users;
 
 pub use diesel::PgConnection;
 pub use error::Error;
+pub use floors::Floors;
 pub use pool::{Connection, Database, Settings};
 
 /// What queries answer.

@@ -8,6 +8,11 @@ use domain::{UserId, stream::key_hash};
 /// Held by the session that changes the schema.
 pub(crate) const MIGRATIONS: i64 = -1;
 
+/// Held by the session of a relay that sleeps, and side by side by whoever inserts: see the migration `wake_relay`.
+pub(crate) const OUTBOX_SLEEP: i64 = -3;
+/// The same for the message log's.
+pub(crate) const MESSAGE_OUTBOX_SLEEP: i64 = -4;
+
 /// Held to the end of the transaction by whoever posts for `author`: alone, so that every follower is either in the
 /// fan-out's view or finds the tweet when following.
 pub(crate) fn author_for_posting(conn: &mut PgConnection, author: UserId) -> Result<()> {

@@ -4,16 +4,18 @@
 //! one relay at a time may do for a partition. What it has taken is committed before it's published, so that
 //! whoever publishes it again, after whatever has happened, gives each message the sequence that it had.
 
-use crate::Result;
+use crate::{Floors, Result, floors::Given};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
+    pg::Pg,
     prelude::*,
+    query_builder::{AstPass, Query, QueryFragment, QueryId},
     sql_query,
     sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz},
 };
 use domain::{log::LogMessage, stream::key_hash};
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 /// Messages to be accepted.
 #[derive(Clone, Copy, Debug)]
@@ -98,17 +100,79 @@ struct MessageRow {
     accepted_at: DateTime<Utc>,
 }
 
+/// Prepared once for each connection, which a query as text isn't.
+#[derive(QueryId)]
+struct Look {
+    partitions: Vec<i32>,
+    floors: Vec<i64>,
+}
+
+impl QueryFragment<Pg> for Look {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        // In the order of the ids, or the planner would take a small table for one that is read through.
+        out.push_sql(
+            "SELECT partition, taken <> '{}', (
+                 SELECT id FROM message_outbox o WHERE o.partition = p.partition AND o.id > coalesce(f.floor, 0)
+                 ORDER BY id LIMIT 1)
+             FROM message_partition p LEFT JOIN unnest(",
+        );
+        out.push_bind_param::<Array<Integer>, _>(&self.partitions)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<BigInt>, _>(&self.floors)?;
+        out.push_sql(") AS f (partition, floor) USING (partition)");
+        Ok(())
+    }
+}
+
+impl Query for Look {
+    type SqlType = (Integer, Bool, Nullable<BigInt>);
+}
+
+impl RunQueryDsl<PgConnection> for Look {}
+
+/// Whether any partition has something to publish. Notes in `floors` from where on to look next time.
+///
+/// # Errors
+/// The database's.
+pub fn look(conn: &mut PgConnection, floors: &mut Floors, now: Instant) -> Result<bool> {
+    if floors.is_due(now) {
+        floors.note(now, Given::by("message_outbox_id", conn)?);
+    }
+    let (partitions, begin) = floors.all();
+    let open: Vec<(i32, bool, Option<i64>)> = Look { partitions, floors: begin }.load(conn)?;
+    let mut any = false;
+    for (partition, taken, first) in open {
+        floors.found(partition, first);
+        any |= taken || first.is_some();
+    }
+    Ok(any)
+}
+
 /// Keeps the partitions that have anything to publish, and that no other relay has, to the end of the transaction;
 /// answers what was taken of each by the transaction before: that may be nothing yet.
 ///
 /// # Errors
 /// The database's.
 pub fn taken(conn: &mut PgConnection) -> Result<Vec<Taken>> {
+    taken_above(conn, &Floors::default())
+}
+
+/// The same, where looking begins at the floors.
+///
+/// # Errors
+/// The database's.
+pub fn taken_above(conn: &mut PgConnection, floors: &Floors) -> Result<Vec<Taken>> {
+    let (numbers, begin) = floors.all();
     let partitions: Vec<PartitionRow> = sql_query(
         "SELECT partition, seq, taken FROM message_partition p
-         WHERE taken <> '{}' OR EXISTS (SELECT FROM message_outbox o WHERE o.partition = p.partition)
+         WHERE taken <> '{}' OR (
+             SELECT id FROM message_outbox o WHERE o.partition = p.partition AND o.id > coalesce((
+                 SELECT floor FROM unnest($1, $2) AS f (partition, floor) WHERE f.partition = p.partition), 0)
+             ORDER BY id LIMIT 1) IS NOT NULL
          ORDER BY partition FOR UPDATE SKIP LOCKED",
     )
+    .bind::<Array<Integer>, _>(numbers)
+    .bind::<Array<BigInt>, _>(begin)
     .load(conn)?;
     let ids = partitions.iter().flat_map(|row| row.taken.iter().map(|id| (row.partition, *id)));
     let (numbers, ids): (Vec<i32>, Vec<i64>) = ids.unzip();
@@ -157,6 +221,20 @@ pub struct Published<'a> {
 /// # Errors
 /// The database's.
 pub fn advance(conn: &mut PgConnection, published: &[Published<'_>], limit: i64, bytes: i64) -> Result<()> {
+    advance_above(conn, &Floors::default(), published, limit, bytes)
+}
+
+/// The same, where looking begins at the floors.
+///
+/// # Errors
+/// The database's.
+pub fn advance_above(
+    conn: &mut PgConnection,
+    floors: &Floors,
+    published: &[Published<'_>],
+    limit: i64,
+    bytes: i64,
+) -> Result<()> {
     let gone = published.iter().flat_map(|done| done.confirmed.iter().map(|id| (done.partition, *id)));
     let (numbers, ids): (Vec<i32>, Vec<i64>) = gone.unzip();
     if !ids.is_empty() {
@@ -178,17 +256,18 @@ pub fn advance(conn: &mut PgConnection, published: &[Published<'_>], limit: i64,
     if !through.is_empty() {
         sql_query(
             "UPDATE message_partition p SET taken = next.ids, seq = p.seq + cardinality(next.ids)
-             FROM unnest($1) AS through (partition), LATERAL (
+             FROM unnest($1, $4) AS through (partition, floor), LATERAL (
                  SELECT coalesce(array_agg(id ORDER BY id), '{}') AS ids FROM (
                      SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (
                          SELECT id, octet_length(text) AS size FROM message_outbox o
-                         WHERE o.partition = through.partition ORDER BY id LIMIT $2) first) sized
+                         WHERE o.partition = through.partition AND o.id > through.floor ORDER BY id LIMIT $2) first) sized
                  WHERE before < $3) next
              WHERE p.partition = through.partition",
         )
         .bind::<Array<Integer>, _>(through.iter().map(|done| done.partition).collect::<Vec<_>>())
         .bind::<BigInt, _>(limit)
         .bind::<BigInt, _>(bytes)
+        .bind::<Array<BigInt>, _>(through.iter().map(|done| floors.of(done.partition)).collect::<Vec<_>>())
         .execute(conn)?;
     }
     Ok(())

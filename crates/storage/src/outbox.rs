@@ -1,15 +1,20 @@
 //! Table `outbox`: messages that follow from committed changes, on their way to the broker.
 
-use crate::{Result, schema::outbox};
+use crate::{Floors, Result, floors::Given, schema::outbox};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
+    dsl::sql,
+    expression::SqlLiteral,
     prelude::*,
     sql_query,
     sql_types::{Array, Binary, Jsonb, Nullable, Text},
 };
 use domain::Envelope;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
+
+/// The table is all one.
+const PART: i32 = 0;
 
 /// A message that waits for the relay.
 #[derive(Debug)]
@@ -61,28 +66,101 @@ pub fn push(conn: &mut PgConnection, envelopes: &[Envelope]) -> Result<()> {
 
 type Columns = (i64, String, String, Option<String>, String, Option<String>, serde_json::Value, Vec<u8>, DateTime<Utc>);
 
+/// Where messages are published to that aren't to be taken for now.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination<'a> {
+    /// The exchange.
+    pub exchange: &'a str,
+    /// The routing key.
+    pub routing_key: &'a str,
+}
+
+impl Destination<'_> {
+    /// As [`of_row`] has it.
+    fn as_text(&self) -> String {
+        format!("{}:{}{}", self.exchange.chars().count(), self.exchange, self.routing_key)
+    }
+}
+
+/// A row's destination as one text, which no other destination has.
+fn of_row() -> SqlLiteral<Text> {
+    sql::<Text>("(length(exchange) || ':' || exchange || routing_key)")
+}
+
+/// Whether there are messages for others than these. Notes in `floors` from where on to look next time.
+///
+/// # Errors
+/// The database's.
+pub fn look(conn: &mut PgConnection, floors: &mut Floors, except: &[Destination<'_>], now: Instant) -> Result<bool> {
+    if floors.is_due(now) {
+        floors.note(now, Given::by("outbox_id_seq", conn)?);
+    }
+    // In the order of the ids, or the planner would take a small table for one that is read through.
+    let open = outbox::table.select(outbox::id).filter(outbox::id.gt(floors.of(PART))).order(outbox::id).limit(1);
+    let first = if except.is_empty() {
+        open.first(conn)
+    } else {
+        let except: Vec<_> = except.iter().map(Destination::as_text).collect();
+        open.filter(of_row().ne_all(except)).first(conn)
+    };
+    let first: Option<i64> = first.optional()?;
+    floors.found(PART, first);
+    Ok(first.is_some())
+}
+
 /// The oldest `limit` messages that no other relay has in hand, kept from the others to the end of the transaction.
 ///
 /// # Errors
 /// The database's.
 pub fn take(conn: &mut PgConnection, limit: i64) -> Result<Vec<Row>> {
-    let rows: Vec<Columns> = outbox::table.order(outbox::id).limit(limit).for_update().skip_locked().load(conn)?;
-    Ok(rows
-        .into_iter()
-        .map(|(id, exchange, routing_key, kind, message_id, correlation_id, headers, body, created_at)| Row {
-            id,
-            envelope: Envelope {
-                exchange,
-                routing_key,
-                kind,
-                message_id,
-                correlation_id,
-                headers: headers_from_json(&headers),
-                created_at,
-                body,
-            },
-        })
-        .collect())
+    take_except(conn, &Floors::default(), &[], limit)
+}
+
+/// The same of those above the floor, for others than these.
+///
+/// # Errors
+/// The database's.
+pub fn take_except(
+    conn: &mut PgConnection,
+    floors: &Floors,
+    except: &[Destination<'_>],
+    limit: i64,
+) -> Result<Vec<Row>> {
+    let oldest = outbox::table.filter(outbox::id.gt(floors.of(PART))).order(outbox::id).limit(limit);
+    let rows: Vec<Columns> = if except.is_empty() {
+        oldest.for_update().skip_locked().load(conn)?
+    } else {
+        let except: Vec<_> = except.iter().map(Destination::as_text).collect();
+        oldest.filter(of_row().ne_all(except)).for_update().skip_locked().load(conn)?
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+/// The same of one destination's, from the message of this id on.
+///
+/// # Errors
+/// The database's.
+pub fn take_for(conn: &mut PgConnection, destination: Destination<'_>, from: i64, limit: i64) -> Result<Vec<Row>> {
+    // However many the planner expects: the first are near, where those that were refused are.
+    sql_query("SET LOCAL enable_sort = off").execute(conn)?;
+    let rows: Vec<Columns> = outbox::table
+        .filter(outbox::id.ge(from))
+        .filter(of_row().eq(destination.as_text()))
+        .order(outbox::id)
+        .limit(limit)
+        .for_update()
+        .skip_locked()
+        .load(conn)?;
+    Ok(rows.into_iter().map(row).collect())
+}
+
+fn row(columns: Columns) -> Row {
+    let (id, exchange, routing_key, kind, message_id, correlation_id, headers, body, created_at) = columns;
+    let headers = headers_from_json(&headers);
+    Row {
+        id,
+        envelope: Envelope { exchange, routing_key, kind, message_id, correlation_id, headers, created_at, body },
+    }
 }
 
 /// Removes messages that the broker has confirmed.
@@ -92,6 +170,11 @@ pub fn take(conn: &mut PgConnection, limit: i64) -> Result<Vec<Row>> {
 pub fn delete(conn: &mut PgConnection, ids: &[i64]) -> Result<()> {
     diesel::delete(outbox::table.filter(outbox::id.eq_any(ids))).execute(conn)?;
     Ok(())
+}
+
+/// Looks from there next time: messages from this one on are to be taken again.
+pub fn look_from(floors: &mut Floors, id: i64) {
+    floors.lower(PART, id);
 }
 
 /// How many messages wait.

@@ -1,0 +1,1 @@
+DROP FUNCTION wake_relay CASCADE;
