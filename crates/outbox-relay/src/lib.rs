@@ -273,10 +273,8 @@ fn repeat(
             }
             Ok(Round::Idle) if sleeper.is_asleep() => {
                 if sleep(&mut sleeper, stop, idle_max_ms) {
-                    sleeper.wake();
+                    // It wakes up when it has relayed what it was called for, which is first.
                     relay.expect();
-                    idle_ms = idle_min_ms;
-                    tired_at = Instant::now() + SLEEPS_AFTER;
                 } else if let Err(error) = sleeper.fall_asleep() {
                     log::debug!("woken by the database: {error}");
                 }

@@ -9,6 +9,9 @@ use domain::{
 use outbox_relay::{LogRelay, Relay, Round};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -19,7 +22,8 @@ use storage::{
     streams::{self, Layout},
 };
 use test_support::{
-    TestDatabase, TestVhost, broker_settings, drain as drain_all, eventually, eventually_within, log_retention,
+    PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, drain as drain_all, eventually, eventually_within,
+    free_ports, log_retention,
 };
 use worker::Received;
 
@@ -448,4 +452,78 @@ fn a_relay_that_sleeps_is_called_by_whoever_inserts() {
     other.wake();
     log.wake();
     assert_eq!(database.count(asleep), 0);
+}
+
+/// The service as a process, killed with the value.
+struct Process(Child);
+
+impl Process {
+    fn start(database: &TestDatabase, url: &str, health: u16) -> Self {
+        let child = Command::new("setpriv")
+            // However the test ends.
+            .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_outbox-relay")])
+            .env("MURMURATION__DATABASE__URL", database.url())
+            .env("MURMURATION__BROKER__URL", url)
+            .env("MURMURATION__BROKER__HEARTBEAT_S", "60")
+            .env("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "2000")
+            .env("MURMURATION__BROKER__CONNECT_TIMEOUT_MS", "30000")
+            .env("MURMURATION__HEALTH__PORT", health.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        Self(child.expect("the binary starts"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().expect("it can be killed");
+        self.0.wait().expect("it ends");
+    }
+}
+
+/// What a health check answers.
+fn ready(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.write_all(b"GET /health/ready HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn a_relay_whose_messages_the_broker_has_blocked_says_that_and_one_that_sleeps_goes_on_when_it_is_called() {
+    let mut rabbitmq = PrivateRabbitmq::new();
+    rabbitmq.start();
+    let database = TestDatabase::new();
+    let [port] = free_ports();
+    let _process = Process::start(&database, &rabbitmq.url(), port);
+    let is_ready = || ready(port).is_some_and(|answer| answer.starts_with("HTTP/1.0 200")).then_some(());
+    eventually_within(PATIENCE, "it is ready", is_ready);
+    let asleep = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    for n in 0..3 {
+        eventually_within(PATIENCE, "both loops sleep", || (database.count(asleep) == 2).then_some(()));
+        commit(database.database(), &[message(&format!("m{n}"))]);
+        eventually_within(PATIENCE, "it is relayed", || (waiting(&database) == 0).then_some(()));
+    }
+
+    rabbitmq.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.0001)");
+    commit(database.database(), &[message("blocked")]);
+    eventually_within(PATIENCE, "it says so", || {
+        // The alarm may come a moment later than the first row.
+        if waiting(&database) == 0 {
+            commit(database.database(), &[message("blocked")]);
+        }
+        ready(port)?.contains("short of memory or disk").then_some(())
+    });
+    // However often it's tried again.
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        let answer = ready(port).expect("an answer");
+        assert!(answer.contains("short of memory or disk") && !answer.contains("not connected"), "{answer}");
+    }
+    rabbitmq.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.4)");
+    eventually_within(PATIENCE, "all is relayed", || (waiting(&database) == 0).then_some(()));
+    eventually_within(PATIENCE, "it is ready", is_ready);
 }
