@@ -33,7 +33,10 @@ impl Unconfirmed {
 
     /// Waits no longer for the confirms of those that match, which make room; returns them.
     pub(crate) fn give_up(&mut self, matches: impl Fn(&Sent) -> bool) -> Vec<Sent> {
-        let given_up: Vec<_> = self.sent.extract_if(.., |_, sent| matches(sent)).map(|(_, sent)| sent).collect();
+        let (given_up, left): (BTreeMap<_, _>, _) =
+            mem::take(&mut self.sent).into_iter().partition(|(_, sent)| matches(sent));
+        self.sent = left;
+        let given_up: Vec<_> = given_up.into_values().collect();
         self.bytes -= given_up.iter().map(|sent| sent.bytes).sum::<usize>();
         given_up
     }

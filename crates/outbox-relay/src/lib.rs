@@ -210,7 +210,7 @@ fn checks(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
         .ready("broker", move || {
             let answers = connected.iter().all(|signs| signs.broker_answers.load(Ordering::Relaxed));
             let links: Vec<_> = connected.iter().filter_map(|signs| signs.link.get().cloned()).collect();
-            health::broker(answers, &links)?;
+            Link::check(answers, &links)?;
             connected.iter().find_map(|signs| lock(&signs.trouble).clone()).map_or(Ok(()), Err)
         })
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
