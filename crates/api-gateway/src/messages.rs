@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 use storage::{
     consumer_offsets, message_outbox,
-    messages::{self, Message},
+    messages::{self, Message, Pick},
     partitions,
 };
 
@@ -121,7 +121,8 @@ pub(crate) async fn get(gateway: web::Data<Gateway>, req: HttpRequest) -> Result
         if partition.is_some_and(|partition| partition >= partitions) {
             return Ok(Err(partitions));
         }
-        messages::page(conn, &group, partition, after, limit, PAGE_BYTES_MAX as i64).map(Ok)
+        let pick = partition.map_or(Pick::All, |partition| Pick::Partition(partition, after));
+        messages::page(conn, &group, pick, limit, PAGE_BYTES_MAX as i64).map(Ok)
     };
     let page = gateway.read(page).await?.map_err(no_such_partition)?;
     let bytes: usize = page.iter().map(|message| message.text.len()).sum();

@@ -21,7 +21,7 @@ use std::{
 use storage::{
     PgConnection, leases, log_audit, message_audit,
     message_outbox::{self, New},
-    messages::{self, Message, NewMessage},
+    messages::{self, Message, NewMessage, Pick},
     partitions,
 };
 
@@ -229,7 +229,7 @@ impl Bench<'_> {
             let mut after = None;
             loop {
                 self.ensure_wanted()?;
-                let page = messages::page(&mut conn, group, Some(partition), after, PAGE, i64::MAX)?;
+                let page = messages::page(&mut conn, group, Pick::Partition(partition, after), PAGE, i64::MAX)?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.offset);
                 let page: Vec<_> = page.iter().map(|message| as_new(group, message)).collect();

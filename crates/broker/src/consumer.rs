@@ -255,11 +255,11 @@ struct Live {
 }
 
 /// What comes from one queue.
-struct Source {
+pub(crate) struct Source {
     queue: Arc<str>,
-    messages: Receiver<ConsumerMessage>,
+    pub(crate) messages: Receiver<ConsumerMessage>,
     /// The next delivery, if it has been taken out already.
-    head: Option<amiquip::Delivery>,
+    pub(crate) head: Option<amiquip::Delivery>,
 }
 
 impl Live {
@@ -424,7 +424,7 @@ impl Live {
 }
 
 impl Source {
-    fn open(channel: &Channel, queue: &Arc<str>, start: Option<StreamOffset>) -> Result<Self, Error> {
+    pub(crate) fn open(channel: &Channel, queue: &Arc<str>, start: Option<StreamOffset>) -> Result<Self, Error> {
         let messages = channel
             .call("starting to consume", |raw| {
                 let arguments = start.map(StreamOffset::arguments).unwrap_or_default();
@@ -440,7 +440,7 @@ impl Source {
     }
 
     /// Takes out the next delivery, if there's one.
-    fn refill(&mut self, channel: &Channel) -> Result<(), Error> {
+    pub(crate) fn refill(&mut self, channel: &Channel) -> Result<(), Error> {
         if self.head.is_none() {
             match self.messages.try_recv() {
                 Ok(ConsumerMessage::Delivery(delivery)) => self.head = Some(delivery),
@@ -465,7 +465,7 @@ impl Source {
 
     /// Frees the deliveries that nobody takes any more: the forgotten consumer keeps their queue. Only when the
     /// connection has ended, so that no more come.
-    fn drain(self) {
+    pub(crate) fn drain(self) {
         self.messages.try_iter().for_each(drop);
     }
 }

@@ -61,7 +61,7 @@ impl Delivery {
 /// Of a delivery, its place in the stream; of a consumer, where to begin.
 pub(crate) const OFFSET: &str = "x-stream-offset";
 
-fn offset(table: &FieldTable) -> Option<i64> {
+pub(crate) fn offset(table: &FieldTable) -> Option<i64> {
     match table.get(OFFSET)? {
         AmqpValue::LongLongInt(offset) => Some(*offset),
         _ => None,

@@ -7,10 +7,11 @@ use domain::{
     topology::{Expiry, Queue, Retention, Topology},
 };
 use std::{
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
-use test_support::{TestVhost, broker_settings, eventually};
+use test_support::{Action, Direction, Proxy, TestVhost, Trap, broker_settings, eventually};
 
 const STREAM: &str = "message.p00";
 /// A bound against hanging.
@@ -134,9 +135,7 @@ fn a_survey_finds_both_ends_also_when_the_oldest_messages_are_gone() {
     let mut survey = stage.survey();
     assert_eq!((survey.first(STREAM).unwrap(), survey.newest(STREAM).unwrap()), (None, None));
     stage.publish(1500, 10);
-    // The broker's count of messages lags, and a stream that has none is looked at for a short time only.
-    eventually("the first message is found", || survey.first(STREAM).unwrap().map(|first| assert_eq!(first, 0)));
-    eventually("the newest message is found", || (survey.newest(STREAM).unwrap() == Some(1499)).then_some(()));
+    assert_eq!((survey.first(STREAM).unwrap(), survey.newest(STREAM).unwrap()), (Some(0), Some(1499)));
     let mut first = eventually("retention removes the first segment", || {
         stage.publish(100, 2000);
         survey.first(STREAM).unwrap().filter(|first| *first > 0)
@@ -151,6 +150,80 @@ fn a_survey_finds_both_ends_also_when_the_oldest_messages_are_gone() {
     assert!(matches!(survey.first("message.p07"), Err(Error::MissingQueue { .. })));
 }
 
+/// From the broker's next answer on that a reader may begin, nothing arrives on that connection.
+fn silence(proxy: &Proxy) -> Trap {
+    // The method consume-ok, and its frame's end.
+    let begun = |bytes: &[u8]| {
+        let at = bytes.windows(4).position(|window| window == [0, 60, 0, 21])?;
+        Some(at + bytes[at..].iter().position(|byte| *byte == 0xce)? + 1)
+    };
+    proxy.trap(Direction::ToClient, begun, Action::Hold)
+}
+
+type Look = fn(&mut Survey) -> Result<Option<i64>, Error>;
+
+#[test]
+fn silence_is_an_error_and_what_comes_late_is_awaited() {
+    let mut stage = Stage::new();
+    stage.publish(10, 10);
+    let (proxy, url) = Proxy::of(stage.vhost.url());
+    let looks: [(Look, i64); 3] = [
+        (|survey| survey.first(STREAM), 0),
+        (|survey| survey.newest(STREAM), 9),
+        (|survey| survey.since(STREAM, Utc::now() - TimeDelta::hours(1)), 0),
+    ];
+    for (look, there) in looks {
+        let settings = Settings { confirm_timeout_ms: 5000, ..broker_settings(&url) };
+        let silence = silence(&proxy);
+        let found = look(&mut Survey::open(&settings, "looking").unwrap());
+        assert!(silence.sprung() && matches!(found, Err(Error::TimedOut { .. })), "{there}: {found:?}");
+    }
+    for (look, there) in looks {
+        let mut survey = Survey::open(&broker_settings(&url), "looking").unwrap();
+        let silence = silence(&proxy);
+        let found = thread::scope(|scope| {
+            let looking = scope.spawn(|| look(&mut survey));
+            eventually("the broker has begun to send", || silence.sprung().then_some(()));
+            thread::sleep(A_MOMENT);
+            drop(silence);
+            looking.join().unwrap()
+        });
+        assert_eq!(found.unwrap(), Some(there));
+    }
+}
+
+#[test]
+fn the_newest_message_is_found_while_more_are_coming() {
+    let mut stage = Stage::new();
+    let mut survey = stage.survey();
+    let mut known = 0;
+    for _ in 0..20 {
+        stage.publish(3000, 10);
+        known += 3000;
+        assert_eq!(survey.newest(STREAM).unwrap(), Some(known - 1));
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let publishing = scope.spawn(|| {
+            let mut published = known;
+            while !stop.load(Ordering::Relaxed) {
+                stage.publish(100, 10);
+                published += 100;
+            }
+            published
+        });
+        let mut before = known - 1;
+        for _ in 0..20 {
+            let newest = survey.newest(STREAM).unwrap().unwrap();
+            assert!(newest >= before, "{newest} after {before}");
+            before = newest;
+        }
+        stop.store(true, Ordering::Relaxed);
+        known = publishing.join().unwrap();
+    });
+    assert_eq!(survey.newest(STREAM).unwrap(), Some(known - 1));
+}
+
 #[test]
 fn a_time_stands_for_what_was_stored_since() {
     let mut stage = Stage::new();
@@ -160,11 +233,10 @@ fn a_time_stands_for_what_was_stored_since() {
     let between = Utc::now() - TimeDelta::seconds(1);
     stage.publish(10, 10);
     let mut survey = stage.survey();
-    // The broker's count of messages lags, and a stream that has none is looked at for a short time only.
-    let mut since = |time| eventually("a message is found", || survey.since(STREAM, time).unwrap());
-    assert_eq!(since(between), 10);
-    assert_eq!(since(between - TimeDelta::hours(1)), 0);
     assert_eq!(survey.since(STREAM, between + TimeDelta::hours(1)).unwrap(), None);
+    let mut since = |time| survey.since(STREAM, time).unwrap();
+    assert_eq!(since(between), Some(10));
+    assert_eq!(since(between - TimeDelta::hours(1)), Some(0));
 }
 
 #[test]

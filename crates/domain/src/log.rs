@@ -4,8 +4,16 @@
 //! after a failure begins again with the first one that isn't known to have arrived. So a stream may hold a message
 //! twice, or one whose forerunner is still to come: [`Watermark`] tells both.
 
-use crate::{Envelope, envelope::is_blank, values::Invalid, wire_time};
+pub mod proof;
+
+use crate::{
+    Envelope,
+    envelope::{identifies, is_blank},
+    values::Invalid,
+    wire_time,
+};
 use chrono::{DateTime, Utc};
+use proof::Epoch;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -108,6 +116,12 @@ pub fn check_key(key: &str) -> Result<(), Invalid> {
     bounded(key, KEY_MAX)
 }
 
+/// The id by which a message can be told from others: the one that it has, unless that identifies nothing. The same on both
+/// sides of every comparison.
+pub fn telling_id(id: Option<&str>) -> Option<&str> {
+    id.filter(|id| identifies(id))
+}
+
 fn bounded(text: &str, max: usize) -> Result<(), Invalid> {
     if text.is_empty() {
         return Err(Invalid("must not be empty".into()));
@@ -159,13 +173,15 @@ impl LogMessage {
         Ok(message)
     }
 
-    /// The message, ready to be published in a run that began with the sequence `run`.
-    pub fn envelope(mut self, id: &MessageId<'_>, run: i64) -> Envelope {
+    /// The message, ready to be published in a run that began with the sequence `run`, with a proof of whose it is: `epoch`'s.
+    pub fn envelope(mut self, id: &MessageId<'_>, run: i64, epoch: &Epoch) -> Envelope {
         self.run = Some(run);
-        let body = serde_json::to_vec(&self).expect("a wire message is plain data, which always has a JSON form");
+        let mut body = serde_json::to_vec(&self).expect("a wire message is plain data, which always has a JSON form");
+        let message_id = id.to_string();
+        epoch.prove(&message_id, &mut body);
         let mut envelope = Envelope::new(MESSAGE, partition_routing_key(id.partition), body);
         envelope.kind = Some(MESSAGE.into());
-        envelope.message_id = id.to_string();
+        envelope.message_id = message_id;
         envelope.created_at = self.accepted_at.unwrap_or(envelope.created_at);
         envelope
     }

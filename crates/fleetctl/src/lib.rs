@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod consent;
 mod context;
 mod dead_letters;
 mod duration;

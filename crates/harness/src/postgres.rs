@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
-use storage::{Database, Settings};
+use storage::{Database, Settings, admin};
 use uuid::Uuid;
 
 const USER: &str = "murmuration";
@@ -20,9 +20,14 @@ const USER: &str = "murmuration";
 pub struct PrivatePostgres {
     server: Option<Server>,
     folder: Folder,
+    /// Where its data is, in the folder.
+    data: &'static str,
     port: u16,
     password: String,
 }
+
+/// The folder of a standby's data.
+const STANDBY: &str = "standby";
 
 impl PrivatePostgres {
     /// An empty server, which doesn't run yet.
@@ -55,7 +60,7 @@ impl PrivatePostgres {
         let output = child.wait_with_output().expect("initdb ends");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
         let [port] = free_ports();
-        Self { server: None, folder, port, password }
+        Self { server: None, folder, data: "data", port, password }
     }
 
     /// Its URL.
@@ -70,7 +75,7 @@ impl PrivatePostgres {
     pub fn start(&mut self) {
         if self.server.is_none() {
             let mut command = as_user("postgres", binaries().join("postgres"));
-            command.arg("-D").arg(self.folder.path().join("data"));
+            command.arg("-D").arg(self.folder.path().join(self.data));
             let port = self.port.to_string();
             for (name, value) in [
                 ("port", port.as_str()),
@@ -86,21 +91,51 @@ impl PrivatePostgres {
             // At once, and its other processes with it, even where all of them are frozen.
             self.server = Some(Server::start(&command, &self.folder, &["QUIT", "CONT"]));
         }
-        let settings = Settings {
-            url: Secret::from(self.url()),
-            schema: "public".into(),
-            pool_size: 1,
-            connect_timeout_ms: 1000,
-            statement_timeout_ms: 10_000,
-            lock_timeout_ms: 10_000,
-            call_timeout_ms: 10_000,
-        };
-        let database = Database::open(&settings, "harness").expect("a usable URL");
+        let database = self.database();
         eventually_within(Duration::from_secs(60), "the private Postgres answers", || {
             let runs = self.server.as_ref().is_some_and(Server::runs);
             assert!(runs, "the private Postgres has ended:\n{}", self.folder.output());
             database.ping().ok()
         });
+    }
+
+    fn database(&self) -> Database {
+        let settings = Settings {
+            url: Secret::from(self.url()),
+            schema: "public".into(),
+            pool_size: 1,
+            connect_timeout_ms: 1000,
+            statement_timeout_ms: 60_000,
+            lock_timeout_ms: 10_000,
+            call_timeout_ms: 60_000,
+        };
+        Database::open(&settings, "harness").expect("a usable URL")
+    }
+
+    /// Keeps what it has by now aside, as a standby that gets no further, and starts it again.
+    ///
+    /// # Panics
+    /// When that can't be done.
+    pub fn leave_standby_behind(&mut self) {
+        self.stop();
+        let script = r#"rm -rf "$0/$2" && cp -a "$0/$1" "$0/$2" && touch "$0/$2/standby.signal""#;
+        let copied =
+            as_user("postgres", "sh").args(["-c", script]).arg(self.folder.path()).args([self.data, STANDBY]).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the data can't be copied");
+        self.start();
+    }
+
+    /// Kills it, and has the standby take its place and be promoted: whatever was committed since it was left behind is gone.
+    ///
+    /// # Panics
+    /// When there's none.
+    pub fn fail_over(&mut self) {
+        self.kill();
+        self.data = STANDBY;
+        self.start();
+        let database = self.database();
+        let promoted = database.transaction(|conn| admin::count(conn, "SELECT pg_promote()::int::bigint AS n"));
+        assert_eq!(promoted.ok(), Some(1), "the standby is promoted");
     }
 
     /// Ends it as a power failure does. Nothing happens if it doesn't run.

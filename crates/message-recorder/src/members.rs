@@ -287,7 +287,9 @@ fn health(begun: &Arc<AtomicBool>, held: &Arc<Mutex<Partitions>>, pulse: &Arc<Pu
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
         .ready("partitions", move || {
             let held = lock(&going);
-            let trouble = held.iter().find_map(|(number, held)| Some((number, held.state.trouble()?)));
+            let trouble =
+                |state: &State| state.trouble().map(|trouble| trouble.to_string()).or_else(|| state.refusal());
+            let trouble = held.iter().find_map(|(number, held)| Some((number, trouble(&held.state)?)));
             trouble.map_or(Ok(()), |(number, trouble)| Err(format!("partition {number}: {trouble}")))
         })
 }

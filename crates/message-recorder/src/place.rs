@@ -4,7 +4,7 @@
 //! early, with the last that was read: if that is there, nothing between it and the next is missing.
 
 use broker::{Delivery, StreamOffset, Survey};
-use domain::log::MessageId;
+use domain::log::{proof::Trust, telling_id};
 use storage::consumer_offsets::Position;
 
 /// Why a group can't go on with a partition by itself.
@@ -56,13 +56,15 @@ pub(crate) fn start(position: &Position) -> StreamOffset {
 }
 
 /// Checks the first message that comes after beginning at [`start`] of a position that is anchored.
-pub(crate) fn check(log: &str, partition: i32, position: &Position, first: &Delivery) -> Result<(), Trouble> {
+pub(crate) fn check(trust: &Trust, position: &Position, first: &Delivery) -> Result<(), Trouble> {
     let next = position.next_offset;
-    let id = first.message_id.as_deref().and_then(MessageId::parse);
-    let follows =
-        !position.placed && position.seq.is_some_and(|seq| id == Some(MessageId { log, partition, seq: seq + 1 }));
+    let id = telling_id(first.message_id.as_deref());
+    let is_last = || id == telling_id(position.last_message_id.as_deref());
+    let newest = position.seq.unwrap_or(0);
+    let follows = !position.placed
+        && trust.sequence(id, &first.body, newest).is_some_and(|own| newest > 0 && own.seq == newest + 1);
     match first.offset {
-        Some(offset) if offset == next - 1 && first.message_id == position.last_message_id => Ok(()),
+        Some(offset) if offset == next - 1 && is_last() => Ok(()),
         // The last one read was the last of what retention has removed. The broker uses some offsets for itself.
         Some(offset) if offset == next || (offset > next && follows) => Ok(()),
         Some(offset) if offset > next => Err(Trouble::Trimmed { next, first: offset }),
@@ -76,7 +78,7 @@ pub(crate) fn look(survey: &mut Survey, stream: &str, position: &Position) -> Re
     if let Some(first) = survey.first(stream)?.filter(|first| *first > next) {
         return Ok(Some(Trouble::Trimmed { next, first }));
     }
-    // Where messages keep coming, the end takes its time to find, and every stream has a beginning.
+    // Every stream has a beginning.
     let newest = if next > 0 { survey.newest(stream)? } else { None };
     Ok((newest.map_or(0, |newest| newest + 1) < next).then_some(Trouble::Cut { next, newest }))
 }

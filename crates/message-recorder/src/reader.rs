@@ -2,13 +2,13 @@
 
 use crate::{
     Reading, SERVICE, Trimmed,
-    intake::{self, Intake, Taken},
+    intake::{self, Intake, Skipped, Taken},
     place::{self, Trouble},
 };
-use broker::{Batch, Consumer, Link, Survey};
+use broker::{Batch, Consumer, Delivery, Link, Survey};
 use chrono::Utc;
 use domain::{
-    log::{Group, partition_stream},
+    log::{Group, partition_stream, proof::Trust},
     topology::Retention,
 };
 use process::{Backoff, Stop};
@@ -19,7 +19,9 @@ use std::{
 use storage::{
     Database,
     consumer_offsets::{self, Passed, Position},
+    message_epochs,
     messages::{self, NewMessage, NewSkipped},
+    partitions,
 };
 use telemetry::{DatabaseAvailable, DatabaseUnavailable, MessageSkipped, MessagesRecorded, ReadingStopped, emit};
 
@@ -59,11 +61,21 @@ impl Shared {
 #[derive(Default)]
 pub(crate) struct State {
     trouble: Mutex<Option<Trouble>>,
+    /// Why the database takes nothing.
+    refusal: Mutex<Option<String>>,
 }
 
 impl State {
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_refusal(&self, refusal: Option<String>) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }
 }
 
@@ -76,6 +88,7 @@ pub(crate) struct Reader {
     state: Arc<State>,
     consumer: Consumer,
     away: Backoff,
+    trust: Trust,
 }
 
 /// How reading begins on a connection.
@@ -116,7 +129,8 @@ impl Reader {
         let consumer = Consumer::of_stream(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
             .on_connect(move |session| crate::members::declare(session, &database, retention));
         let away = shared.worker.backoff();
-        Self { shared, partition, stream, stop, state, consumer, away }
+        let trust = Trust::new(&shared.log, partition);
+        Self { shared, partition, stream, stop, state, consumer, away, trust }
     }
 
     /// The state of its connection.
@@ -192,6 +206,7 @@ impl Reader {
     /// Reads on from where the group is, until asked to stop.
     fn passage(&mut self, position: &mut Position) -> Result<(), End> {
         *position = self.position()?;
+        self.trust.trust_unproven(self.unproven_upto()?);
         if !place::is_anchored(position) {
             self.look(position)?;
             self.note(None);
@@ -222,6 +237,25 @@ impl Reader {
         consumer_offsets::position(&mut conn, group, partition)?.ok_or(storage::Error::NotFound("position"))
     }
 
+    fn unproven_upto(&self) -> storage::Result<Option<i64>> {
+        partitions::unproven_upto(&mut *self.shared.database.connection()?, self.partition)
+    }
+
+    /// Looks the epochs up that it doesn't know, if these messages are of any. They are registered before anything is published
+    /// in them.
+    fn learn(&mut self, deliveries: &[Delivery]) -> storage::Result<()> {
+        let messages = deliveries.iter().map(|delivery| (delivery.message_id.as_deref(), &*delivery.body));
+        let unknown = self.trust.unknown(messages);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let epochs = message_epochs::find(&mut *self.shared.database.connection()?, &unknown)?;
+        epochs.iter().for_each(|epoch| self.trust.trust(epoch));
+        // The first one ends the time of messages without a proof.
+        self.trust.trust_unproven(self.unproven_upto()?);
+        Ok(())
+    }
+
     /// Takes a batch and records it.
     fn step(&mut self, position: &mut Position, arrival: &mut Arrival) -> Result<(), End> {
         let reading = &self.shared.reading;
@@ -234,7 +268,8 @@ impl Reader {
         }
         if let Some(since) = arrival.anchor_since {
             if let Some(first) = deliveries.first() {
-                place::check(&self.shared.log, self.partition, position, first).map_err(End::Trouble)?;
+                self.learn(&deliveries)?;
+                place::check(&self.trust, position, first).map_err(End::Trouble)?;
                 arrival.anchor_since = None;
                 self.note(None);
             } else if since.elapsed() > ANCHOR_PATIENCE {
@@ -243,17 +278,52 @@ impl Reader {
             }
         }
         if !deliveries.is_empty() {
-            let intake = intake::sort(&self.shared.log, self.partition, position, deliveries);
-            if intake.position.next_offset > position.next_offset {
-                *position = self.record(position, intake)?;
-                self.consumer.resume_at(place::start(position));
-            }
+            self.learn(&deliveries)?;
+            self.take(position, &deliveries)?;
+            self.consumer.resume_at(place::start(position));
         }
         Ok(())
     }
 
+    /// Records what came. What the database refuses is divided until it's one message.
+    fn take(&mut self, position: &mut Position, deliveries: &[Delivery]) -> Result<(), End> {
+        let (mut rest, mut size) = (deliveries, deliveries.len());
+        while !rest.is_empty() {
+            let (part, behind) = rest.split_at(size.min(rest.len()));
+            let intake = intake::sort(&self.trust, position, part, None);
+            if intake.position.next_offset > position.next_offset {
+                *position = match self.record(position, intake) {
+                    Err(End::Storage(storage::Error::Query(_))) if part.len() > 1 => {
+                        size = part.len() / 2;
+                        continue;
+                    }
+                    Err(End::Storage(storage::Error::Query(refusal))) => {
+                        self.set_aside(position, part, &refusal.to_string())?
+                    }
+                    recorded => recorded?,
+                };
+                self.state.note_refusal(None);
+            }
+            (rest, size) = (behind, 2 * size);
+        }
+        Ok(())
+    }
+
+    /// Sets a message aside that the database has refused: if it takes another one in its place. Else it's not the message's
+    /// fault, and nothing is passed over.
+    fn set_aside(&mut self, from: &Position, one: &[Delivery], refusal: &str) -> Result<Position, End> {
+        let intake = intake::sort(&self.trust, from, one, Some(refusal));
+        let set_aside = self.record(from, intake);
+        if let Err(End::Storage(storage::Error::Query(error))) = &set_aside {
+            let offset = from.next_offset;
+            let refusal = format!("the database refuses whatever is to be recorded at offset {offset}: {error}");
+            self.state.note_refusal(Some(refusal));
+        }
+        set_aside
+    }
+
     /// Records what came, and moves the group on with it; answers where it is then.
-    fn record(&mut self, from: &Position, mut intake: Intake) -> Result<Position, End> {
+    fn record(&mut self, from: &Position, mut intake: Intake<'_>) -> Result<Position, End> {
         // Somebody else may be at it already. It would only get in that one's way: the offset keeps it from doing harm.
         while !self.shared.is_certain() && !self.stop.wait(IDLE) {}
         let began = Instant::now();
@@ -262,30 +332,36 @@ impl Reader {
         let moved = database.transaction_within(reading.ttl(), |conn| {
             let recorded = messages::recorded_ids(conn, group, partition, &intake.foreign_ids())?;
             intake.pass_over(recorded);
-            let Intake { taken, skipped, passed, position } = &intake;
-            if !consumer_offsets::advance(conn, group, partition, from.next_offset, position, *passed)? {
-                return Ok(false);
+            let Intake { taken, skipped, gaps, position, .. } = &intake;
+            let mut passed = intake.passed;
+            for (lowest, highest) in gaps {
+                passed.missing -= partitions::unused_among(conn, partition, *lowest, *highest)?;
+            }
+            if !consumer_offsets::advance(conn, group, partition, from.next_offset, position, passed)? {
+                return Ok(None);
             }
             let taken = taken.iter().map(|taken| new_message(group, partition, holder, taken));
             messages::record(conn, &taken.collect::<Vec<_>>())?;
-            let skipped = skipped.iter().map(|skipped| NewSkipped {
+            for refused in skipped.iter().filter(|skipped| skipped.is_refused()) {
+                messages::try_out(conn, group, partition, refused.offset, holder)?;
+            }
+            let reasons: Vec<_> = skipped.iter().map(Skipped::full_reason).collect();
+            let skipped = skipped.iter().zip(&reasons).map(|(skipped, reason)| NewSkipped {
                 group: group.as_str(),
                 partition,
                 offset: skipped.offset,
-                message_id: skipped.message_id.as_deref(),
-                reason: &skipped.reason,
-                body: &skipped.body,
+                message_id: skipped.message_id,
+                reason,
+                body: skipped.body,
             });
             messages::skip(conn, &skipped.collect::<Vec<_>>())?;
-            Ok(true)
+            Ok(Some(passed))
         })?;
-        if !moved {
-            return Err(End::Moved);
-        }
+        let Some(passed) = moved else { return Err(End::Moved) };
         if let Some(after) = self.away.reset() {
             emit(DatabaseAvailable { after });
         }
-        let Intake { taken, skipped, passed, position } = intake;
+        let Intake { taken, skipped, position, .. } = intake;
         for skipped in &skipped {
             let (offset, reason) = (skipped.offset, &skipped.reason);
             emit(MessageSkipped { group: self.shared.group.as_str(), partition, offset, reason });
@@ -305,13 +381,13 @@ impl Reader {
     }
 }
 
-fn new_message<'a>(group: &'a Group, partition: i32, holder: &'a str, taken: &'a Taken) -> NewMessage<'a> {
+fn new_message<'a>(group: &'a Group, partition: i32, holder: &'a str, taken: &'a Taken<'_>) -> NewMessage<'a> {
     NewMessage {
         group: group.as_str(),
         partition,
         offset: taken.offset,
         seq: taken.seq,
-        message_id: taken.message_id.as_deref(),
+        message_id: taken.message_id,
         key: taken.message.key.as_deref(),
         text: &taken.message.text,
         accepted_at: taken.message.accepted_at,

@@ -3,7 +3,7 @@ use broker::{Link, PublishError, Publisher, Reason};
 use chrono::{DateTime, SecondsFormat, Utc};
 use domain::{
     Envelope,
-    log::MessageId,
+    log::{MessageId, proof::Epoch},
     topology::{Retention, Topology},
 };
 use process::Backoff;
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    Database, Floors,
+    Database, Floors, message_epochs,
     message_outbox::{self, Message, Published, Taken},
     partitions,
 };
@@ -45,6 +45,10 @@ pub struct LogRelay {
     batch: i64,
     /// What the messages' ids begin with, once it's known.
     token: Option<String>,
+    /// What this relay proves its messages with.
+    epoch: Epoch,
+    /// The database's generation in which that is registered.
+    registered: Option<u64>,
     /// The partitions that take no messages for now.
     unavailable: HashMap<i32, Unavailable>,
     /// Where looking for messages begins.
@@ -89,6 +93,8 @@ struct Outcome {
 enum Attempt {
     /// There's something to publish, and everything is to be declared first.
     Declare,
+    /// There's something to take or to publish, and the database may be one that doesn't know this relay.
+    Register,
     Made {
         outcomes: Vec<Outcome>,
         /// When the oldest of the published messages was accepted.
@@ -109,6 +115,8 @@ impl LogRelay {
     ) -> Self {
         let destinations = Destinations { fleet, message_log, database: database.clone() };
         Self {
+            epoch: Epoch::random(),
+            registered: None,
             database,
             broker: broker.clone(),
             destinations,
@@ -173,7 +181,7 @@ impl LogRelay {
                 return Ok(Round::Idle);
             }
         }
-        let Self { database, publisher, declared, batch, token, unavailable, floors, .. } = self;
+        let Self { database, publisher, declared, batch, token, unavailable, epoch, registered, floors, .. } = self;
         let confirm_timeout = Duration::from_millis(self.broker.confirm_timeout_ms);
         let attempt = database.transaction(|conn| {
             let mut taken = message_outbox::taken_above(conn, floors)?;
@@ -181,12 +189,16 @@ impl LogRelay {
             if taken.is_empty() {
                 return Ok(Attempt::Made { outcomes: Vec::new(), oldest: None, broker_away: false });
             }
+            // Before anything is taken, too: sequences that are given from then on have a proof.
+            if *registered != Some(database.generation()) {
+                return Ok(Attempt::Register);
+            }
             let log = match token {
                 Some(token) => token,
                 None => token.insert(partitions::token(conn)?),
             };
             let mut envelopes = Vec::new();
-            let slices: Vec<_> = taken.into_iter().map(|taken| Slice::new(taken, log, &mut envelopes)).collect();
+            let slices: Vec<_> = taken.into_iter().map(|taken| Slice::new(taken, log, epoch, &mut envelopes)).collect();
             let is_declared =
                 |slice: &Slice| unavailable.get(&slice.partition).is_none_or(|partition| !partition.undeclared);
             if !(envelopes.is_empty() || *declared && slices.iter().all(is_declared)) {
@@ -218,7 +230,11 @@ impl LogRelay {
             Ok(Attempt::Made { outcomes, oldest, broker_away })
         })?;
 
-        let Attempt::Made { outcomes, oldest, broker_away } = attempt else { return Ok(self.declare()) };
+        let (outcomes, oldest, broker_away) = match attempt {
+            Attempt::Declare => return Ok(self.declare()),
+            Attempt::Register => return self.register(),
+            Attempt::Made { outcomes, oldest, broker_away } => (outcomes, oldest, broker_away),
+        };
         if let Some(oldest) = oldest {
             let messages = outcomes.iter().map(|outcome| outcome.published.len() as u64).sum();
             let lag = (Utc::now() - oldest).to_std().unwrap_or_default();
@@ -234,6 +250,18 @@ impl LogRelay {
         self.note(outcomes);
         self.busy = !idle;
         Ok(if idle { Round::Idle } else { Round::Relayed })
+    }
+
+    /// Registers the epoch, which is committed before anything is published in it. Once for each connection that was lost: behind
+    /// the next one there may be a database that has lost it.
+    fn register(&mut self) -> storage::Result<Round> {
+        let generation = self.database.transaction(|conn| {
+            let generation = self.database.generation();
+            message_epochs::register(conn, &self.epoch)?;
+            Ok(generation)
+        })?;
+        self.registered = Some(generation);
+        Ok(Round::Relayed)
     }
 
     /// Declares everything before it's published to, apart from any transaction.
@@ -305,14 +333,14 @@ fn is_partitions_own(cause: &broker::Error, outcomes: &[Outcome]) -> bool {
 
 impl Slice {
     /// Appends what is to be published of a partition to `envelopes`.
-    fn new(taken: Taken, log: &str, envelopes: &mut Vec<Envelope>) -> Self {
+    fn new(taken: Taken, log: &str, epoch: &Epoch, envelopes: &mut Vec<Envelope>) -> Self {
         let Taken { partition, first_seq, messages } = taken;
         let ids = messages.iter().map(|(id, _)| *id).collect();
         let passed = messages.iter().take_while(|(_, message)| message.is_none()).count();
         let (begin, mut run) = (envelopes.len(), None);
         let there = (first_seq..).zip(messages).skip(passed).map_while(|(seq, (_, message))| {
             let Message { body, correlation_id } = message?;
-            let envelope = body.envelope(&MessageId { log, partition, seq }, *run.get_or_insert(seq));
+            let envelope = body.envelope(&MessageId { log, partition, seq }, *run.get_or_insert(seq), epoch);
             Some(Envelope { correlation_id, ..envelope })
         });
         envelopes.extend(there);
@@ -348,7 +376,8 @@ mod tests {
         };
         let messages = (100..).zip(rows.iter().map(message)).collect();
         let mut envelopes = vec![Envelope::new("", "", Vec::new()); before];
-        let slice = Slice::new(Taken { partition: 7, first_seq: 31, messages }, "log", &mut envelopes);
+        let slice =
+            Slice::new(Taken { partition: 7, first_seq: 31, messages }, "log", &Epoch::random(), &mut envelopes);
         assert_eq!(slice.envelopes.end, envelopes.len());
         let of_slice = envelopes.drain(slice.envelopes.clone());
         let told = of_slice.map(|envelope| {

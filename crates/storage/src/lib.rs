@@ -17,6 +17,7 @@ pub mod leases;
 mod locks;
 pub mod log_audit;
 pub mod message_audit;
+pub mod message_epochs;
 pub mod message_outbox;
 pub mod messages;
 pub mod migrations;

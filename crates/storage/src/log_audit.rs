@@ -3,7 +3,7 @@
 //! The proof is in the sequences, which are given when a message is published, and the offsets, which the broker gives: a
 //! partition's recorded sequences have to be without gaps, and to rise with the offsets.
 
-use crate::{Count, Result, audit::Finding};
+use crate::{Count, Result, audit::Finding, consumer_offsets::Contents};
 use diesel::{
     PgConnection,
     prelude::*,
@@ -36,7 +36,10 @@ const MARKED: &str = r#"
         FROM message WHERE "group" = $1),
     marked AS (
         SELECT partition, "offset", seq, previous, highest, highest_of_key,
-               greatest(seq - previous - 1, 0) AS missing,
+               -- Where the database has become another one, sequences are left out.
+               CASE WHEN seq - previous > 1
+                    THEN seq - previous - 1 - message_unused_among(partition, previous + 1, seq - 1) ELSE 0 END
+                   AS missing,
                coalesce(seq = previous, false) AS repeated,
                coalesce(seq < highest AND seq IS DISTINCT FROM previous, false) AS disordered,
                coalesce(key IS NOT NULL AND seq < highest_of_key AND seq IS DISTINCT FROM previous, false)
@@ -205,16 +208,20 @@ pub fn progress(conn: &mut PgConnection, group: &Group) -> Result<Vec<Progress>>
     .load(conn)?)
 }
 
-/// How many messages the group has recorded of the partition from this offset on.
+/// What the group has recorded and skipped of the partition from this offset on.
 ///
 /// # Errors
 /// The database's.
-pub fn recorded_from(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64) -> Result<i64> {
-    let count: Count =
-        sql_query(r#"SELECT count(*) AS n FROM message WHERE "group" = $1 AND partition = $2 AND "offset" >= $3"#)
+pub fn contents_from(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64) -> Result<Contents> {
+    let mut count = |table: &str| -> Result<i64> {
+        let sql =
+            format!(r#"SELECT count(*) AS n FROM {table} WHERE "group" = $1 AND partition = $2 AND "offset" >= $3"#);
+        let count: Count = sql_query(sql)
             .bind::<Text, _>(group.as_str())
             .bind::<Integer, _>(partition)
             .bind::<BigInt, _>(offset)
             .get_result(conn)?;
-    Ok(count.n)
+        Ok(count.n)
+    };
+    Ok(Contents { messages: count("message")?, skipped: count("skipped_message")? })
 }

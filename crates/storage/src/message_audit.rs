@@ -44,7 +44,8 @@ pub fn times_accepted(conn: &mut PgConnection, text: &str, since: &[(i32, i64)])
                SELECT partition, max(messages) AS messages, max(times) AS times FROM recorded GROUP BY partition
            )
            SELECT (SELECT count(*) FROM message_outbox WHERE text = $1) + coalesce(sum(times), 0)::bigint AS times,
-                  coalesce(bool_and(coalesce(messages, 0) >= upto - after), true) AS is_complete
+                  coalesce(bool_and(coalesce(messages, 0) >= upto - after - message_unused_among(gone.partition, after + 1, upto)),
+                           true) AS is_complete
            FROM gone LEFT JOIN known USING (partition)"#,
     )
     .bind::<Text, _>(text)

@@ -2,13 +2,14 @@
 //! it that was no message.
 
 use crate::{
-    Result,
+    Error, Result,
     schema::{message, skipped_message},
 };
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
     prelude::*,
+    result::Error as Diesel,
     sql_query,
     sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz},
 };
@@ -79,6 +80,24 @@ pub fn insert_into(conn: &mut PgConnection, table: &str, messages: &[NewMessage<
     Ok(())
 }
 
+/// Whether the database takes a message at this offset whose text is nobody's: tried out within the transaction, and undone.
+///
+/// # Errors
+/// Those of recording it.
+pub fn try_out(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64, recorded_by: &str) -> Result<()> {
+    let group = group.as_str();
+    let (seq, message_id, key, accepted_at) = (None, None, None, None);
+    let plain = NewMessage { group, partition, offset, seq, message_id, key, text: "x", accepted_at, recorded_by };
+    let tried = conn.transaction(|conn| {
+        record(conn, &[plain])?;
+        Err::<(), _>(Error::Query(Diesel::RollbackTransaction))
+    });
+    match tried {
+        Err(Error::Query(Diesel::RollbackTransaction)) => Ok(()),
+        refused => refused,
+    }
+}
+
 /// Which of these ids belong to messages of other programs that the group has recorded of the partition.
 ///
 /// # Errors
@@ -124,27 +143,34 @@ pub struct Message {
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Messages that the group has recorded, in the order of partition and offset: of one partition, or of all of them; after
-/// that offset, or from the first. At most `limit` of them, and no further ones once their texts have `bytes` together.
+/// Which of a group's messages are wanted. An offset alone is no place: each partition has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// Those of all partitions, from the first on.
+    All,
+    /// Those of this partition: after that offset, or from the first on.
+    Partition(i32, Option<i64>),
+}
+
+/// Messages that the group has recorded, in the order of partition and offset. At most `limit` of them, and no further ones
+/// once their texts have `bytes` together.
 ///
 /// # Errors
 /// The database's.
-pub fn page(
-    conn: &mut PgConnection,
-    group: &Group,
-    partition: Option<i32>,
-    after: Option<i64>,
-    limit: i64,
-    bytes: i64,
-) -> Result<Vec<Message>> {
-    Ok(sql_query(
+pub fn page(conn: &mut PgConnection, group: &Group, pick: Pick, limit: i64, bytes: i64) -> Result<Vec<Message>> {
+    // No condition that may not be meant: whichever plan it's run by begins at the place.
+    let (place, partition, after) = match pick {
+        Pick::All => ("", None, None),
+        Pick::Partition(partition, None) => ("AND partition = $2", Some(partition), None),
+        Pick::Partition(partition, after) => (r#"AND partition = $2 AND "offset" > $3"#, Some(partition), after),
+    };
+    Ok(sql_query(format!(
         r#"SELECT * FROM (
              SELECT *, sum(octet_length(text)) OVER (ORDER BY partition, "offset") - octet_length(text) AS before FROM (
                  SELECT partition, "offset", message_id, key, text, accepted_at, recorded_by, recorded_at FROM message
-                 WHERE "group" = $1 AND ($2 IS NULL OR partition = $2) AND ($3 IS NULL OR "offset" > $3)
-                 ORDER BY partition, "offset" LIMIT $4) page) sized
+                 WHERE "group" = $1 {place} ORDER BY partition, "offset" LIMIT $4) page) sized
            WHERE before < $5 ORDER BY partition, "offset""#,
-    )
+    ))
     .bind::<Text, _>(group.as_str())
     .bind::<Nullable<Integer>, _>(partition)
     .bind::<Nullable<BigInt>, _>(after)

@@ -1,10 +1,15 @@
 //! Tables `message_partition` and `message_log`: how the message log is divided, and what tells it from others.
 
 use crate::{
-    Result,
+    Count, Result,
     schema::{message_log, message_partition},
 };
-use diesel::{PgConnection, prelude::*, sql_query, sql_types::Integer};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Integer},
+};
 use domain::topology::{Retention, Topology};
 
 /// How many partitions there are.
@@ -43,6 +48,29 @@ pub fn token(conn: &mut PgConnection) -> Result<String> {
     Ok(message_log::table.select(message_log::token).first(conn)?)
 }
 
+/// Up to which sequence a partition's messages are trusted without a proof; `None` while all are.
+///
+/// # Errors
+/// The database's.
+pub fn unproven_upto(conn: &mut PgConnection, partition: i32) -> Result<Option<i64>> {
+    let upto =
+        message_partition::table.find(partition).select(message_partition::unproven_upto).first(conn).optional()?;
+    Ok(upto.unwrap_or(Some(0)))
+}
+
+/// How many of these sequences, both ends included, no message has or will get: the database has become another one there.
+///
+/// # Errors
+/// The database's.
+pub fn unused_among(conn: &mut PgConnection, partition: i32, lowest: i64, highest: i64) -> Result<i64> {
+    let count: Count = sql_query("SELECT message_unused_among($1, $2, $3) AS n")
+        .bind::<Integer, _>(partition)
+        .bind::<BigInt, _>(lowest)
+        .bind::<BigInt, _>(highest)
+        .get_result(conn)?;
+    Ok(count.n)
+}
+
 /// A partition, as far as accepting and publishing goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, QueryableByName)]
 pub struct Partition {
@@ -50,10 +78,10 @@ pub struct Partition {
     #[diesel(sql_type = Integer)]
     pub partition: i32,
     /// The newest sequence that was given to a message.
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    #[diesel(sql_type = BigInt)]
     pub seq: i64,
     /// Messages that were accepted, and aren't known to be in the stream.
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    #[diesel(sql_type = BigInt)]
     pub waiting: i64,
 }
 

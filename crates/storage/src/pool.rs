@@ -174,6 +174,7 @@ impl r2d2::ManageConnection for Manager {
 #[derive(Clone)]
 pub struct Database {
     pool: r2d2::Pool<Manager>,
+    generation: Arc<AtomicU64>,
 }
 
 /// Reported by the call that meets it; r2d2 would log the same again for every attempt.
@@ -206,13 +207,14 @@ impl Database {
                 }
             })
             .map_err(|_| InvalidSettings("url: no thread can be started"))?;
+        let generation = Arc::<AtomicU64>::default();
         let manager = Manager {
             conninfo,
             port,
             expected,
             call_timeout: Duration::from_millis(settings.call_timeout_ms),
             lines,
-            generation: Arc::default(),
+            generation: generation.clone(),
             connecting: Mutex::default(),
         };
         let pool = r2d2::Pool::builder()
@@ -222,7 +224,7 @@ impl Database {
             .max_lifetime(None)
             .error_handler(Box::new(Quiet))
             .build_unchecked(manager);
-        Ok(Self { pool })
+        Ok(Self { pool, generation })
     }
 
     /// A connection, not in a transaction.
@@ -267,6 +269,12 @@ impl Database {
             sql_query(&limit).execute(conn)?;
             work(conn)
         })
+    }
+
+    /// Another number whenever a connection has been found lost: behind the next one there may be another server. Within
+    /// [`Database::transaction`], it's that of the transaction's connection or a later one.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Whether the database answers.

@@ -177,6 +177,14 @@ diesel::table! {
 }
 
 diesel::table! {
+    message_epoch (epoch) {
+        epoch -> Text,
+        key -> Bytea,
+        registered_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     message_log (one_row) {
         one_row -> Bool,
         token -> Text,
@@ -199,6 +207,16 @@ diesel::table! {
         partition -> Int4,
         seq -> Int8,
         taken -> Array<Nullable<Int8>>,
+        unproven_upto -> Nullable<Int8>,
+        lineage -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    message_unused (partition, first_seq) {
+        partition -> Int4,
+        first_seq -> Int8,
+        last_seq -> Int8,
     }
 }
 
@@ -358,9 +376,11 @@ diesel::allow_tables_to_appear_in_same_query!(
     lease,
     member,
     message,
+    message_epoch,
     message_log,
     message_outbox,
     message_partition,
+    message_unused,
     outbox,
     skipped_message,
     sms_notification,

@@ -3,15 +3,16 @@
 
 use chrono::{DateTime, Utc};
 use domain::{
-    log::{Group, PARTITIONS_MAX},
+    log::{Group, PARTITIONS_MAX, proof::Epoch},
     stream::key_hash,
 };
 use std::{collections::BTreeSet, thread};
 use storage::{
     Error, PgConnection, Result,
     consumer_offsets::{self, Passed, Position, Standing},
+    log_audit, message_epochs,
     message_outbox::{self, New, Published, Taken},
-    messages::{self, NewMessage, NewSkipped},
+    messages::{self, NewMessage, NewSkipped, Pick},
     partitions::{self, Partition},
 };
 use test_support::{TestDatabase, eventually};
@@ -345,7 +346,7 @@ fn whoever_puts_a_group_elsewhere_takes_away_what_it_has_from_there_on() {
     };
     assert_eq!(reset(&one, 0, 6), (4, Position::placed(6, Some(6))));
     let offsets = |group: &Group, partition| {
-        let page = run(&db, |conn| messages::page(conn, group, Some(partition), None, MANY, MANY));
+        let page = run(&db, |conn| messages::page(conn, group, Pick::Partition(partition, None), MANY, MANY));
         page.iter().map(|message| message.offset).collect::<Vec<_>>()
     };
     assert_eq!(offsets(&one, 0), [0, 1, 2, 3, 4, 5]);
@@ -384,7 +385,7 @@ fn what_is_recorded_is_read_as_it_was() {
     record(&db, &all);
     record(&db, &[]);
 
-    let page = run(&db, |conn| messages::page(conn, &recorder, None, None, MANY, MANY));
+    let page = run(&db, |conn| messages::page(conn, &recorder, Pick::All, MANY, MANY));
     assert_eq!(page.len(), 9);
     let first = &page[0];
     assert_eq!((first.partition, first.offset, first.text.as_str()), (0, 0, "full"));
@@ -417,8 +418,9 @@ fn recorded_messages_come_by_pages() {
     let new: Vec<_> = places.iter().map(|(partition, offset)| message(&one, *partition, *offset, "1234")).collect();
     record(&db, &new);
     record(&db, &[message(&other, 0, 1, "other")]);
-    let page = |partition, after, limit, bytes| {
-        let page = run(&db, |conn| messages::page(conn, &one, partition, after, limit, bytes));
+    let page = |partition: Option<i32>, after, limit, bytes| {
+        let pick = partition.map_or(Pick::All, |partition| Pick::Partition(partition, after));
+        let page = run(&db, |conn| messages::page(conn, &one, pick, limit, bytes));
         page.iter().map(|message| (message.partition, message.offset)).collect::<Vec<_>>()
     };
     assert_eq!(page(None, None, MANY, MANY), of_partition(0).chain(of_partition(2)).collect::<Vec<_>>());
@@ -427,7 +429,6 @@ fn recorded_messages_come_by_pages() {
     assert_eq!(page(Some(2), Some(4), 2, MANY), [(2, 6), (2, 9)]);
     assert_eq!(page(Some(2), Some(12), 2, MANY), []);
     assert_eq!(page(Some(1), None, 2, MANY), []);
-    assert_eq!(page(None, Some(9), MANY, MANY), [(0, 12), (2, 12)]);
     // Each has four bytes.
     assert_eq!(page(Some(0), None, MANY, 8), [(0, 0), (0, 3)]);
     assert_eq!(page(Some(0), None, MANY, 9), [(0, 0), (0, 3), (0, 6)]);
@@ -481,4 +482,82 @@ fn what_was_no_message_is_kept_up_to_64_kib() {
     assert_eq!((kept[2].offset, kept[2].body.as_slice()), (1, &long[..65_536]));
     assert_eq!((kept[1].message_id.as_deref(), kept[1].reason.as_str()), (Some("id"), "its body is no JSON"));
     assert_eq!(run(&db, |conn| messages::skipped(conn, &group("other"), 9)), []);
+}
+
+/// The sequences up to which the partitions' messages were given.
+fn seqs(db: &TestDatabase) -> Vec<i64> {
+    run(db, partitions::list).iter().map(|partition| partition.seq).collect()
+}
+
+#[test]
+fn a_database_that_has_become_another_one_goes_on_above_all_that_it_may_have_given() {
+    let db = TestDatabase::new();
+    append_to(&db, 1, &["a", "b", "c"]);
+    round(&db, 0, MANY, MANY);
+    assert_eq!(seqs(&db), [0, 3, 0, 0]);
+    // As after a promotion: what was taken keeps its sequences, what is taken next doesn't follow them.
+    db.execute("UPDATE message_partition SET lineage = '17/00000001'");
+    append_to(&db, 1, &["d", "e"]);
+    assert_eq!(round(&db, 3, MANY, MANY), [told(1, 1, &["a", "b", "c"])]);
+    let microseconds = Utc::now().timestamp_micros();
+    let newest = seqs(&db)[1];
+    let near = microseconds - 3_600_000_000..microseconds + 3_600_000_000;
+    assert!(near.contains(&newest) && newest < 1 << 53, "{newest}");
+    assert_eq!(round(&db, 2, MANY, MANY), [told(1, newest - 1, &["d", "e"])]);
+    // Once. Another partition does the same when it comes to it.
+    append_to(&db, 1, &["f"]);
+    append_to(&db, 2, &["g"]);
+    round(&db, 0, MANY, MANY);
+    assert_eq!((seqs(&db)[1], seqs(&db)[2] > newest - 3_600_000_000, seqs(&db)[0]), (newest + 1, true, 0));
+    assert_eq!(db.count("SELECT count(*) AS n FROM message_unused"), 2);
+    let unused = |lowest, highest| run(&db, |conn| partitions::unused_among(conn, 1, lowest, highest));
+    assert_eq!(
+        (unused(1, 3), unused(3, 10), unused(4, newest - 2), unused(4, newest + 5)),
+        (0, 7, newest - 5, newest - 5)
+    );
+    // A clock that is behind what was given leaves a margin.
+    db.execute("UPDATE message_partition SET lineage = NULL, seq = seq + 7200000000 WHERE partition = 1");
+    let behind = seqs(&db)[1];
+    db.execute("UPDATE message_partition SET seq = seq + 1 WHERE partition = 1");
+    assert!(seqs(&db)[1] > behind + 1_000_000_000, "{}", seqs(&db)[1]);
+
+    // Who has read both sides of it misses nothing.
+    let one = group("one");
+    let at = |offset, seq| NewMessage { seq: Some(seq), ..message(&one, 1, offset, "text") };
+    record(&db, &[at(0, 1), at(1, 2), at(2, 3), at(3, newest - 1), at(4, newest)]);
+    let (totals, findings) = run(&db, |conn| log_audit::run(conn, &one));
+    assert!(totals[0].missing == 0 && findings.iter().all(|finding| finding.count == 0), "{totals:?} {findings:?}");
+    db.execute(r#"DELETE FROM message WHERE "offset" IN (2, 3)"#);
+    let (totals, findings) = run(&db, |conn| log_audit::run(conn, &one));
+    assert_eq!((totals[0].missing, totals[0].gaps, findings[0].count), (2, 1, 2), "{findings:?}");
+}
+
+#[test]
+fn any_role_may_know_whether_the_database_is_the_same_as_before() {
+    let db = TestDatabase::new();
+    assert_eq!(db.count("SELECT (message_lineage() IS NOT NULL)::int::bigint AS n"), 1);
+    for function in ["pg_control_system()", "pg_walfile_name(pg_lsn)", "pg_current_wal_lsn()"] {
+        let may = format!("SELECT has_function_privilege('public', '{function}', 'execute')::int::bigint AS n");
+        assert_eq!(db.count(&may), 1, "{function}");
+    }
+}
+
+#[test]
+fn messages_without_a_proof_are_trusted_up_to_where_the_first_relay_with_one_begins() {
+    let db = TestDatabase::new();
+    let upto = |partition| run(&db, |conn| partitions::unproven_upto(conn, partition));
+    // A new log has none.
+    assert_eq!((upto(0), upto(99)), (Some(0), Some(0)));
+    // As the migration leaves one that is in use.
+    db.execute("UPDATE message_partition SET seq = 100, unproven_upto = NULL");
+    assert_eq!(upto(0), None);
+    let (first, second) = (Epoch::random(), Epoch::random());
+    run(&db, |conn| message_epochs::register(conn, &first));
+    db.execute("UPDATE message_partition SET seq = 200");
+    for epoch in [&second, &first] {
+        run(&db, |conn| message_epochs::register(conn, epoch));
+    }
+    assert_eq!((upto(0), upto(3)), (Some(100), Some(100)));
+    let names = BTreeSet::from([first.name(), "another"]);
+    assert_eq!(run(&db, |conn| message_epochs::find(conn, &names)), [first.clone()]);
 }

@@ -68,7 +68,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let Args { partition, from, count, .. } = *args;
-    let mut conn = context.database()?.connection()?;
+    let database = context.database()?;
+    let mut conn = database.connection()?;
     chosen(&mut conn, Some(partition))?;
     let log = partitions::token(&mut conn)?;
     drop(conn);
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     };
     let count = usize::from(count);
     let mut messages = Vec::new();
-    let mut reader = Reader::new(&broker, &log, partition, start);
+    let mut reader = Reader::new(&database, &broker, &log, partition, start);
     let mut until = Instant::now() + PATIENCE;
     // What has come since then isn't waited for.
     while reader.next < stream.next() && messages.len() < count {

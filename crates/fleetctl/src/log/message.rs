@@ -1,11 +1,12 @@
 //! Reading a partition's stream, and showing what is in it.
 
 use crate::output::{hex, short, time, visible};
-use broker::{Consumer, Delivery, Error, Settings, StreamOffset};
+use broker::{Consumer, Delivery, Settings, StreamOffset};
 use chrono::{DateTime, Utc};
-use domain::log::{LogMessage, MessageId, partition_stream};
+use domain::log::{LogMessage, partition_stream, proof::Trust};
 use serde::Serialize;
 use std::time::Duration;
+use storage::{Database, message_epochs, partitions};
 
 /// How much of a text is shown, in characters, where it isn't asked for in full.
 pub(super) const WIDTH: usize = 80;
@@ -17,7 +18,7 @@ pub(super) struct Message {
     partition: i32,
     pub(super) offset: i64,
     message_id: Option<String>,
-    /// Its place among the partition's messages that came in over HTTP; null for another program's.
+    /// Its place among the partition's messages that came in over HTTP; null for another program's, whatever its id looks like.
     seq: Option<i64>,
     /// When the gateway accepted it; null for another program's.
     accepted_at: Option<DateTime<Utc>>,
@@ -36,9 +37,8 @@ pub(super) struct Message {
 }
 
 impl Message {
-    fn new(log: &str, partition: i32, offset: i64, delivery: Delivery) -> Self {
-        let id = delivery.message_id.as_deref().and_then(MessageId::parse);
-        let seq = id.filter(|id| id.log == log && id.partition == partition).map(|id| id.seq);
+    fn new(trust: &Trust, partition: i32, offset: i64, delivery: Delivery) -> Self {
+        let seq = trust.sequence(delivery.message_id.as_deref(), &delivery.body, 0).map(|own| own.seq);
         let mut message = Self {
             partition,
             offset,
@@ -102,7 +102,8 @@ impl Message {
 
 /// Reads a partition's stream, over lost connections.
 pub(super) struct Reader {
-    log: String,
+    database: Database,
+    trust: Trust,
     partition: i32,
     consumer: Consumer,
     /// The offset that is next, or one before it.
@@ -111,22 +112,36 @@ pub(super) struct Reader {
 
 impl Reader {
     /// A reader from this offset on, of the partition of the log whose ids begin like this.
-    pub(super) fn new(broker: &Settings, log: &str, partition: i32, from: i64) -> Self {
+    pub(super) fn new(database: &Database, broker: &Settings, log: &str, partition: i32, from: i64) -> Self {
         const PREFETCH: u16 = 100;
         let stream = partition_stream(partition);
         let consumer = Consumer::of_stream(broker, "fleetctl", &stream, PREFETCH, StreamOffset::At(from));
-        Self { log: log.into(), partition, consumer, next: from }
+        Self { database: database.clone(), trust: Trust::new(log, partition), partition, consumer, next: from }
     }
 
     /// Up to `max` messages: none if none comes in time, or the connection is lost.
-    pub(super) fn read(&mut self, max: usize, wait: Duration) -> Result<Vec<Message>, Error> {
+    pub(super) fn read(&mut self, max: usize, wait: Duration) -> anyhow::Result<Vec<Message>> {
         let mut messages = Vec::new();
-        for delivery in self.consumer.next_batch(max, Duration::ZERO, wait)? {
+        let batch = self.consumer.next_batch(max, Duration::ZERO, wait)?;
+        self.learn(&batch.deliveries)?;
+        for delivery in batch {
             let Some(offset) = delivery.offset.filter(|offset| *offset >= self.next) else { continue };
             self.next = offset + 1;
-            messages.push(Message::new(&self.log, self.partition, offset, delivery));
+            messages.push(Message::new(&self.trust, self.partition, offset, delivery));
         }
         self.consumer.resume_at(StreamOffset::At(self.next));
         Ok(messages)
+    }
+
+    /// Looks the epochs up that it doesn't know.
+    fn learn(&mut self, deliveries: &[Delivery]) -> storage::Result<()> {
+        let messages = deliveries.iter().map(|delivery| (delivery.message_id.as_deref(), &*delivery.body));
+        let unknown = self.trust.unknown(messages);
+        if !deliveries.is_empty() && (!unknown.is_empty() || !self.trust.knows_any()) {
+            let mut conn = self.database.connection()?;
+            message_epochs::find(&mut conn, &unknown)?.iter().for_each(|epoch| self.trust.trust(epoch));
+            self.trust.trust_unproven(partitions::unproven_upto(&mut conn, self.partition)?);
+        }
+        Ok(())
     }
 }

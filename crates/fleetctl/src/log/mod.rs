@@ -17,7 +17,8 @@ use anyhow::{bail, ensure};
 use domain::log::Group;
 use std::io::Write;
 use storage::{
-    PgConnection, consumer_offsets,
+    PgConnection,
+    consumer_offsets::{self, Contents},
     leases::{self, Member},
     partitions,
 };
@@ -71,6 +72,15 @@ fn ensure_known(conn: &mut PgConnection, group: &Group) -> anyhow::Result<()> {
     match known.is_empty() {
         true => bail!("there is no group `{group}`; there are none yet"),
         false => bail!("there is no group `{group}`; there are: {}", known.join(", ")),
+    }
+}
+
+/// How much is to be removed.
+fn told_contents(Contents { messages, skipped }: Contents) -> String {
+    let plural = if messages == 1 { "" } else { "s" };
+    match skipped {
+        0 => format!("{messages} recorded message{plural}"),
+        _ => format!("{messages} recorded message{plural} and {skipped} skipped"),
     }
 }
 

@@ -1,26 +1,31 @@
 use super::{
     chosen, ensure_known, running,
     stream::{self, Stream},
-    told,
+    told, told_contents,
 };
-use crate::{Outcome, context::Context, duration};
-use anyhow::bail;
+use crate::{Outcome, consent::Consent, context::Context, duration};
+use anyhow::{bail, ensure};
 use chrono::{DateTime, Utc};
 use domain::log::{Group, partition_stream};
 use std::io::Write;
-use storage::{PgConnection, consumer_offsets, log_audit};
+use storage::{
+    PgConnection,
+    consumer_offsets::{self, Contents},
+    log_audit,
+};
 
 /// Have a group read a partition, or all of them, from another place on
 ///
 /// What the group had recorded or skipped from there on is removed, and recorded again when it's read again. Going ahead
-/// leaves out what is in between, which `log verify` reports as missing. The group's members are to be stopped first.
+/// leaves out what is in between, which `log verify` reports as missing. The group's members are to be stopped first. Says how
+/// much is removed, and asks before it is.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
   fleetctl log reset-offset --group recorder --first --dry-run
   fleetctl log reset-offset --group recorder --partition 0 --offset 1200
   fleetctl log reset-offset --group recorder --time 2h
-  fleetctl log reset-offset --group recorder --time 2024-05-01T12:00:00Z --force")]
+  fleetctl log reset-offset --group recorder --time 2024-05-01T12:00:00Z --force --yes")]
 pub(crate) struct Args {
     /// The group
     #[arg(long)]
@@ -36,6 +41,11 @@ pub(crate) struct Args {
     /// Change nothing, and say what would be changed
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
+    /// With --next: also where the group has read further than the stream goes, since the broker has lost messages
+    #[arg(long, requires = "next")]
+    back: bool,
 }
 
 #[derive(clap::Args)]
@@ -76,8 +86,7 @@ struct Moved {
     partition: i32,
     from: Option<i64>,
     to: i64,
-    /// Recorded messages.
-    removed: i64,
+    removed: Contents,
 }
 
 pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
@@ -89,33 +98,61 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     };
     let seen_within_ms = context.recorder_seen_within_ms()?;
     let targets = targets(&args.to, &partitions, &context.broker()?)?;
-    let reset = database.transaction(|conn| {
-        let members = running(conn, &args.group, seen_within_ms)?;
-        if !members.is_empty() && !args.force {
-            return Ok(Err(members));
+    let all = |dry_run: bool| {
+        let reset = database.transaction(|conn| {
+            let members = running(conn, &args.group, seen_within_ms)?;
+            if !members.is_empty() && !args.force {
+                return Ok(Err(members));
+            }
+            let moved = targets.iter().map(|target| args.reset(conn, target, dry_run));
+            Ok(Ok(moved.collect::<storage::Result<Vec<_>>>()?))
+        })?;
+        reset.or_else(|members| bail!("{}; stop them first, or use --force", told(&args.group, &members)))
+    };
+    let mut moved = all(true)?;
+    args.ensure_not_back(&moved)?;
+    if !args.dry_run {
+        let sum = |count: fn(&Contents) -> i64| moved.iter().map(|moved| count(&moved.removed)).sum();
+        let removed =
+            Contents { messages: sum(|contents| contents.messages), skipped: sum(|contents| contents.skipped) };
+        if removed != (Contents { messages: 0, skipped: 0 }) {
+            let what = format!("of group `{}`, {} are to be removed", args.group, told_contents(removed));
+            args.consent.obtain(&what)?;
         }
-        let moved = targets.iter().map(|target| args.reset(conn, target));
-        Ok(Ok(moved.collect::<storage::Result<Vec<_>>>()?))
-    })?;
-    let moved = reset.or_else(|members| bail!("{}; stop them first, or use --force", told(&args.group, &members)))?;
+        moved = all(false)?;
+    }
     let removed = if args.dry_run { "would be removed" } else { "removed" };
-    for Moved { partition, from, to, removed: count } in moved {
+    for Moved { partition, from, to, removed: Contents { messages, .. } } in moved {
         let from = from.map_or_else(|| "-".into(), |from| from.to_string());
-        let messages = if count == 1 { "message" } else { "messages" };
-        writeln!(out, "partition {partition}: {from} -> {to}, {count} recorded {messages} {removed}")?;
+        let plural = if messages == 1 { "message" } else { "messages" };
+        writeln!(out, "partition {partition}: {from} -> {to}, {messages} recorded {plural} {removed}")?;
     }
     Ok(Outcome::Done)
 }
 
 impl Args {
-    fn reset(&self, conn: &mut PgConnection, target: &Target) -> storage::Result<Moved> {
+    fn reset(&self, conn: &mut PgConnection, target: &Target, dry_run: bool) -> storage::Result<Moved> {
         let Target { partition, offset } = *target;
         let from = consumer_offsets::position(conn, &self.group, partition)?.map(|position| position.next_offset);
-        let removed = match self.dry_run {
-            true => log_audit::recorded_from(conn, &self.group, partition, offset)?,
-            false => consumer_offsets::reset(conn, &self.group, partition, offset)? as i64,
-        };
+        let removed = log_audit::contents_from(conn, &self.group, partition, offset)?;
+        if !dry_run {
+            consumer_offsets::reset(conn, &self.group, partition, offset)?;
+        }
         Ok(Moved { partition, from, to: offset, removed })
+    }
+
+    /// The next message is where the group is, or ahead. Else something is wrong with the stream.
+    fn ensure_not_back(&self, moved: &[Moved]) -> anyhow::Result<()> {
+        for Moved { partition, from, to, .. } in moved {
+            let is_back = self.to.next && from.is_some_and(|from| *to < from);
+            ensure!(
+                !is_back || self.back,
+                "partition {partition}: the next message would be at offset {to}, and the group has read up to {}: the stream \
+                 has lost messages; to have the group go back all the same, say --back as well",
+                from.unwrap_or_default()
+            );
+        }
+        Ok(())
     }
 }
 

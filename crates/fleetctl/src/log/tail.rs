@@ -50,7 +50,8 @@ const GLANCE: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::catch()?;
-    let mut conn = context.database()?.connection()?;
+    let database = context.database()?;
+    let mut conn = database.connection()?;
     let partitions = chosen(&mut conn, args.partition)?;
     let log = partitions::token(&mut conn)?;
     drop(conn);
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Outcome> {
     let mut readers = Vec::new();
     for (partition, stream) in partitions.iter().zip(&streams) {
         stream.ensure_declared(*partition)?;
-        readers.push(Reader::new(&broker, &log, *partition, stream.next()));
+        readers.push(Reader::new(&database, &broker, &log, *partition, stream.next()));
     }
     let ends: Vec<_> = readers.iter().zip(&partitions).map(|(reader, p)| format!("{p}/{}", reader.next)).collect();
     eprintln!("fleetctl: following from {}", ends.join(" "));
@@ -99,7 +100,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Outcome> {
                         Err(error) => break Err(error).context("can't write the output"),
                     }
                 }
-                Ok(Err(error)) => break Err(error).context("reading a stream"),
+                Ok(Err(error)) => break Err(error.context("reading a stream")),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             if left == 0 {

@@ -22,7 +22,10 @@ use storage::{
     messages::{self, NewMessage, NewSkipped},
     partitions, resharding,
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually, eventually_within, log_retention};
+use test_support::{
+    Action, Direction, Proxy, TestDatabase, TestVhost, Trap, broker_settings, eventually, eventually_within,
+    log_retention,
+};
 
 struct Stage {
     database: TestDatabase,
@@ -419,8 +422,9 @@ fn a_group_is_reset_to_where_it_is_asked_to_with_what_it_had_recorded_from_there
     }
     let skipped = NewSkipped { group: "recorder", partition: 0, offset: 9, message_id: None, reason: "x", body: b"x" };
     stage.with(|conn| messages::skip(conn, std::slice::from_ref(&skipped)));
-    let reset =
-        |args: &[&str]| run(stage.fleetctl(&[&["log", "reset-offset", "--group", "recorder"], args].concat()), 0);
+    let reset = |args: &[&str]| {
+        run(stage.fleetctl(&[&["log", "reset-offset", "--group", "recorder", "--yes"], args].concat()), 0)
+    };
     let there = vec![(0, 10), (1, 6)];
 
     let report = reset(&["--partition", "0", "--offset", "4", "--dry-run"]);
@@ -483,8 +487,17 @@ fn a_reset_that_isnt_safe_or_makes_no_sense_is_refused_and_changes_nothing() {
     assert!(told.contains("members of `recorder` run: host-17-abcdef (seen "), "{told}");
     assert!(told.contains("stop them first, or use --force"), "{told}");
     assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 10)], 10));
-    let mut forced =
-        stage.fleetctl(&["log", "reset-offset", "--group", "recorder", "--partition", "0", "--first", "--force"]);
+    let mut forced = stage.fleetctl(&[
+        "log",
+        "reset-offset",
+        "--group",
+        "recorder",
+        "--partition",
+        "0",
+        "--first",
+        "--force",
+        "--yes",
+    ]);
     forced.env("MURMURATION__MESSAGE_RECORDER__LEASE_TTL_MS", "300000");
     run(forced, 0);
     assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 0)], 0));
@@ -492,6 +505,74 @@ fn a_reset_that_isnt_safe_or_makes_no_sense_is_refused_and_changes_nothing() {
     stage.database.execute("UPDATE member SET seen_at = seen_at - interval '1 minute'");
     run(stage.fleetctl(&["log", "reset-offset", "--group", "recorder", "--partition", "0", "--next"]), 0);
     assert_eq!(stage.offsets(&recorder), [(0, 10)]);
+}
+
+/// From the broker's next answer on that a reader may begin, nothing arrives on that connection.
+fn silence(proxy: &Proxy) -> Trap {
+    // The method consume-ok, and its frame's end.
+    let begun = |bytes: &[u8]| {
+        let at = bytes.windows(4).position(|window| window == [0, 60, 0, 21])?;
+        Some(at + bytes[at..].iter().position(|byte| *byte == 0xce)? + 1)
+    };
+    proxy.trap(Direction::ToClient, begun, Action::Hold)
+}
+
+#[test]
+fn a_broker_that_is_slow_to_send_is_not_taken_for_an_empty_stream() {
+    let stage = Stage::new();
+    let recorder = group("recorder");
+    stage.bring(0, 10, "a");
+    stage.read(&recorder, 0, 10);
+    let (proxy, url) = Proxy::of(stage.vhost.url());
+    let partition = ["--partition", "0"];
+    let reset = [&["log", "reset-offset", "--group", "recorder"], &partition[..]].concat();
+    let browse = [&["log", "browse"], &partition[..]].concat();
+    for args in [
+        [&reset[..], &["--next"]].concat(),
+        [&reset[..], &["--first"]].concat(),
+        [&reset[..], &["--time", "1h"]].concat(),
+        [&reset[..], &["--offset", "10"]].concat(),
+        [&browse[..], &["--from", "first"]].concat(),
+    ] {
+        let silence = silence(&proxy);
+        let mut command = stage.fleetctl(&args);
+        command.env("AMQP_URL", &url).env("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "7000");
+        let told = complaint(command, 2);
+        assert!(silence.sprung() && told.contains("no answer from the broker"), "{args:?}: {told}");
+        assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 10)], 10), "{args:?}");
+    }
+    // Where only a look is asked for, it's said that there was none.
+    let _silence = silence(&proxy);
+    let mut command = stage.fleetctl(&["log", "groups"]);
+    command.env("AMQP_URL", &url).env("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "7000");
+    let output = command.output().unwrap();
+    assert!(checked(&output, 0).contains('?') && String::from_utf8_lossy(&output.stderr).contains("can't be told"));
+}
+
+#[test]
+fn what_a_reset_removes_is_agreed_to_and_the_way_back_takes_a_word_of_its_own() {
+    let stage = Stage::new();
+    let recorder = group("recorder");
+    stage.bring(0, 10, "a");
+    stage.read(&recorder, 0, 10);
+    let reset = |args: &[&str]| [&["log", "reset-offset", "--group", "recorder", "--partition", "0"], args].concat();
+    let told = stage.refusal(&reset(&["--offset", "4"]));
+    assert!(told.contains("of group `recorder`, 6 recorded messages are to be removed; say --yes"), "{told}");
+    broker::delete_queues(
+        &mut broker::Session::open(&broker_settings(stage.vhost.url()), "test").unwrap(),
+        &["message.p00".into()],
+    )
+    .unwrap();
+    run(stage.fleetctl(&["topology", "declare"]), 0);
+    for args in [&["--next"][..], &["--next", "--yes"], &["--next", "--dry-run"]] {
+        let told = stage.refusal(&reset(args));
+        assert!(told.contains("the next message would be at offset 0, and the group has read up to 10"), "{told}");
+    }
+    assert!(stage.refusal(&reset(&["--next", "--back"])).contains("10 recorded messages are to be removed"));
+    assert!(stage.refusal(&reset(&["--first", "--back"])).contains("--next"));
+    assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 10)], 10));
+    let report = run(stage.fleetctl(&reset(&["--next", "--back", "--yes"])), 0);
+    assert_eq!(report, "partition 0: 10 -> 0, 10 recorded messages removed\n");
 }
 
 #[test]
@@ -527,7 +608,10 @@ fn a_group_is_removed_with_all_that_it_has_and_no_other_and_not_while_members_ru
     assert_eq!(report, "group `audit`, 16 recorded and 1 skipped messages: would be removed\n");
     assert_eq!((stage.offsets(&audit), stage.recorded(&audit)), (vec![(0, 10), (3, 6)], 16));
 
-    let report = run(patiently(&remove), 0);
+    let told = complaint(patiently(&remove), 2);
+    assert!(told.contains("is to be removed, with 16 recorded messages and 1 skipped; say --yes"), "{told}");
+    assert_eq!((stage.offsets(&audit), stage.recorded(&audit)), (vec![(0, 10), (3, 6)], 16));
+    let report = run(patiently(&[&remove[..], &["--yes"]].concat()), 0);
     assert_eq!(report, "group `audit`, 16 recorded and 1 skipped messages: removed\n");
     assert_eq!((stage.offsets(&audit), stage.recorded(&audit)), (vec![], 0));
     assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 10), (3, 6)], 16));

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
-use test_support::eventually_within;
+use test_support::{Action, Direction, Proxy, eventually_within};
 
 /// Awaits that a group has its offsets: whatever comes from now on is new to it.
 fn await_founded(stage: &Stage, group: &str) {
@@ -43,6 +43,35 @@ fn a_group_begins_with_the_first_messages_or_with_the_next_as_it_is_told_to() {
     stage.assert_recorded("new", before);
     assert_eq!(stage.recorded("new"), 800);
     stage.ends_well(&["early", "all"]);
+}
+
+#[test]
+fn a_group_that_begins_with_the_next_messages_does_not_take_a_slow_broker_for_one_that_has_none() {
+    // The method consume-ok, and its frame's end.
+    let begun = |bytes: &[u8]| {
+        let at = bytes.windows(4).position(|window| window == [0, 60, 0, 21])?;
+        Some(at + bytes[at..].iter().position(|byte| *byte == 0xce)? + 1)
+    };
+    let mut stage = Stage::new();
+    stage.relay();
+    stage.member("early");
+    stage.producer("before").spread(40);
+    stage.await_recorded("early");
+    let (proxy, url) = Proxy::of(stage.vhost().url());
+    stage.set(&[("MURMURATION__BROKER__URL", &url), ("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "7000")]);
+    let silence = proxy.trap(Direction::ToClient, begun, Action::Hold);
+    let member = stage.member_with(&["--group", "new", "--from", "next"]);
+    eventually_within(PATIENCE, "the broker has begun to send", || silence.sprung().then_some(()));
+    stage.await_log(member, "no answer from the broker");
+    drop(silence);
+    await_founded(&stage, "new");
+    let sql = r#"SELECT sum(next_offset)::bigint AS n FROM consumer_offset WHERE "group" = 'new'"#;
+    assert_eq!(stage.database.count(sql), 40, "it begins behind what there was");
+    stage.producer("afterwards").spread(40);
+    stage.await_count("new", 40);
+    stage.stop_all();
+    assert_eq!(stage.recorded("new"), 40);
+    stage.ends_well(&["early"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! records each message that was accepted once, and those of a key in their order.
 
 mod absent;
+mod failover;
 mod foreign;
 mod groups;
 mod kills;

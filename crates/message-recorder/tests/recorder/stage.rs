@@ -23,7 +23,7 @@ use storage::{
     audit::Finding,
     consumer_offsets, leases, log_audit,
     message_outbox::{self, New},
-    messages::{self, Message},
+    messages::{self, Message, Pick},
     partitions,
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
@@ -306,7 +306,7 @@ impl Stage {
 
     /// What a group has recorded, in the order of partition and offset.
     pub(crate) fn messages(&self, name: &str) -> Vec<Message> {
-        self.transaction(|conn| messages::page(conn, &group(name), None, None, i64::MAX, i64::MAX))
+        self.transaction(|conn| messages::page(conn, &group(name), Pick::All, i64::MAX, i64::MAX))
     }
 
     /// Awaits that a group has recorded all that is accepted by now.

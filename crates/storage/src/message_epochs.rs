@@ -1,0 +1,30 @@
+//! Table `message_epoch`: what the relays' processes prove their messages with.
+
+use crate::{Result, schema::message_epoch};
+use diesel::{PgConnection, prelude::*, sql_query};
+use domain::log::proof::Epoch;
+use std::collections::BTreeSet;
+
+/// Registers an epoch, which is to be committed before anything is published in it. One that is registered stays as it is.
+///
+/// # Errors
+/// The database's.
+pub fn register(conn: &mut PgConnection, epoch: &Epoch) -> Result<()> {
+    let row = (message_epoch::epoch.eq(epoch.name()), message_epoch::key.eq(epoch.key()));
+    diesel::insert_into(message_epoch::table).values(row).on_conflict_do_nothing().execute(conn)?;
+    // Of relays that made no proof there's none from now on.
+    sql_query("UPDATE message_partition SET unproven_upto = seq WHERE unproven_upto IS NULL").execute(conn)?;
+    Ok(())
+}
+
+/// Those of these epochs that are registered.
+///
+/// # Errors
+/// The database's.
+pub fn find(conn: &mut PgConnection, names: &BTreeSet<&str>) -> Result<Vec<Epoch>> {
+    let rows: Vec<(String, Vec<u8>)> = message_epoch::table
+        .filter(message_epoch::epoch.eq_any(names))
+        .select((message_epoch::epoch, message_epoch::key))
+        .load(conn)?;
+    Ok(rows.into_iter().filter_map(|(name, key)| Epoch::registered(name, &key)).collect())
+}
