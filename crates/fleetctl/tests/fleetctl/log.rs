@@ -555,7 +555,9 @@ fn what_a_reset_removes_is_agreed_to_and_the_way_back_takes_a_word_of_its_own() 
     let recorder = group("recorder");
     stage.bring(0, 10, "a");
     stage.read(&recorder, 0, 10);
-    let reset = |args: &[&str]| [&["log", "reset-offset", "--group", "recorder", "--partition", "0"], args].concat();
+    fn reset<'a>(args: &[&'a str]) -> Vec<&'a str> {
+        [&["log", "reset-offset", "--group", "recorder", "--partition", "0"], args].concat()
+    }
     let told = stage.refusal(&reset(&["--offset", "4"]));
     assert!(told.contains("of group `recorder`, 6 recorded messages are to be removed; say --yes"), "{told}");
     broker::delete_queues(
