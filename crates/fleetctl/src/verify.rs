@@ -127,7 +127,7 @@ fn repair(args: &Args, context: &Context) -> anyhow::Result<Repair> {
         };
         match next.map_err(Failure::from) {
             Ok(next) => (repair, failures) = (next, 0),
-            Err(failure @ (Failure::Transient(_) | Failure::Unavailable(_))) if failures < PATIENCE => {
+            Err(failure) if !matches!(failure, Failure::Permanent(_)) && failures < PATIENCE => {
                 failures += 1;
                 progress.say(&format!("trying again: {:#}", failure.error()));
                 interrupt.sleep_until(Instant::now() + Duration::from_secs(1));

@@ -1,7 +1,8 @@
 //! `verify --repair`.
 
-use crate::{checked, complaint, fleetctl, interrupt, run, settled_fleet, spawn, user, wrong};
+use crate::{await_line, checked, complaint, fleetctl, interrupt, run, settled_fleet, spawn, user, wrong};
 use serde_json::{Value, json};
+use storage::admin;
 use test_support::{TestDatabase, eventually};
 
 fn rows(database: &TestDatabase) -> (i64, i64) {
@@ -86,5 +87,20 @@ fn an_interrupted_repair_says_so_and_goes_on_when_it_is_run_again() {
     assert_eq!(wrong(&report), ["WRONG   feed rows missing: 10"]);
     let report = run(repair(&["--restart"]), 0);
     assert!(report.starts_with("repair 2: 10 feed rows and 0 notifications written"), "{report}");
+    assert_eq!(rows(&database), all);
+}
+
+#[test]
+fn a_repair_waits_for_a_row_that_somebody_holds() {
+    let (database, author) = settled_fleet();
+    let all = rows(&database);
+    database.execute(&format!("INSERT INTO feed_entry SELECT {author}, id FROM tweet"));
+    let mut other = database.database().connection().unwrap();
+    admin::execute(&mut other, "BEGIN").unwrap();
+    admin::execute(&mut other, &format!("SELECT FROM feed_entry WHERE reader_id = {author} FOR UPDATE")).unwrap();
+    let mut child = spawn(fleetctl(&database, &["verify", "--repair"]));
+    await_line(&mut child, "trying again: another transaction holds");
+    admin::execute(&mut other, "ROLLBACK").unwrap();
+    checked(&child.wait_with_output().unwrap(), 0);
     assert_eq!(rows(&database), all);
 }
