@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
-use storage::{Database, Settings, admin};
+use storage::{Database, Settings};
 use uuid::Uuid;
 
 const USER: &str = "murmuration";
@@ -68,11 +68,8 @@ impl PrivatePostgres {
         format!("postgres://{USER}:{}@127.0.0.1:{}/postgres", self.password, self.port)
     }
 
-    /// Starts it if it doesn't run, and awaits that it answers.
-    ///
-    /// # Panics
-    /// When it doesn't.
-    pub fn start(&mut self) {
+    /// Starts it if it doesn't run.
+    fn launch(&mut self) {
         if self.server.is_none() {
             let mut command = as_user("postgres", binaries().join("postgres"));
             command.arg("-D").arg(self.folder.path().join(self.data));
@@ -91,6 +88,14 @@ impl PrivatePostgres {
             // At once, and its other processes with it, even where all of them are frozen.
             self.server = Some(Server::start(&command, &self.folder, &["QUIT", "CONT"]));
         }
+    }
+
+    /// Starts it if it doesn't run, and awaits that it answers.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub fn start(&mut self) {
+        self.launch();
         let database = self.database();
         eventually_within(Duration::from_secs(60), "the private Postgres answers", || {
             let runs = self.server.as_ref().is_some_and(Server::runs);
@@ -132,10 +137,14 @@ impl PrivatePostgres {
     pub fn fail_over(&mut self) {
         self.kill();
         self.data = STANDBY;
+        self.launch();
+        // It refuses sessions of the fleet until then.
+        let mut promote = as_user("postgres", binaries().join("pg_ctl"));
+        promote.args(["promote", "--pgdata"]).arg(self.folder.path().join(self.data)).current_dir("/");
+        promote.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut is_promoted = || promote.status().is_ok_and(|status| status.success());
+        eventually_within(Duration::from_secs(60), "the standby is promoted", || is_promoted().then_some(()));
         self.start();
-        let database = self.database();
-        let promoted = database.transaction(|conn| admin::count(conn, "SELECT pg_promote()::int::bigint AS n"));
-        assert_eq!(promoted.ok(), Some(1), "the standby is promoted");
     }
 
     /// Ends it as a power failure does. Nothing happens if it doesn't run.
