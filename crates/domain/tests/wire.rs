@@ -3,7 +3,7 @@
 use chrono::DateTime;
 use domain::{
     ImportId, TweetId, UserId,
-    log::{LogMessage, MessageId},
+    log::{LogMessage, MessageId, proof::Epoch},
     message::*,
     stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload},
     topology::{Retention, Topology},
@@ -64,8 +64,11 @@ fn wire_messages_keep_their_shapes() {
         run: Some(40),
     };
     golden("message.json", &message);
-    let envelope = LogMessage { run: None, ..message.clone() }
-        .envelope(&MessageId { log: "a1b2c3d4e5f6", partition: 7, seq: 42 }, 40);
+    let envelope = LogMessage { run: None, ..message.clone() }.envelope(
+        &MessageId { log: "a1b2c3d4e5f6", partition: 7, seq: 42 },
+        40,
+        &Epoch::random(),
+    );
     assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("message", "p07"));
     assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("message"), "a1b2c3d4e5f6/07/42"));
     assert_eq!(serde_json::from_slice::<LogMessage>(&envelope.body).unwrap(), message);
