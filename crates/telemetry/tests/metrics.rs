@@ -28,6 +28,7 @@ fn emit_every_event() {
     emit(BrokerLost { purpose: "publish", error: &"reset", retry_in: SECOND });
     emit(BrokerConnected { purpose: "publish", again: true });
     emit(BrokerBlocked { reason: "low on memory" });
+    emit(DestinationRefusing { exchange: "publish_tweet", routing_key: "publish_tweet", since: SECOND });
     emit(BrokerUnblocked);
     for status in [101, 200, 302, 404, 503] {
         let route = "/api/v1/user/{id}";
