@@ -232,7 +232,10 @@ impl LogRelay {
 
         let (outcomes, oldest, broker_away) = match attempt {
             Attempt::Declare => return Ok(self.declare()),
-            Attempt::Register => return self.register(),
+            Attempt::Register => {
+                self.register()?;
+                return self.round();
+            }
             Attempt::Made { outcomes, oldest, broker_away } => (outcomes, oldest, broker_away),
         };
         if let Some(oldest) = oldest {
@@ -254,14 +257,14 @@ impl LogRelay {
 
     /// Registers the epoch, which is committed before anything is published in it. Once for each connection that was lost: behind
     /// the next one there may be a database that has lost it.
-    fn register(&mut self) -> storage::Result<Round> {
+    fn register(&mut self) -> storage::Result<()> {
         let generation = self.database.transaction(|conn| {
             let generation = self.database.generation();
             message_epochs::register(conn, &self.epoch)?;
             Ok(generation)
         })?;
         self.registered = Some(generation);
-        Ok(Round::Relayed)
+        Ok(())
     }
 
     /// Declares everything before it's published to, apart from any transaction.

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     consent: Consent,
     /// With --next: also where the group has read further than the stream goes, since the broker has lost messages
-    #[arg(long, requires = "next")]
+    #[arg(long, conflicts_with_all = ["offset", "time", "first"])]
     back: bool,
 }
 
