@@ -64,15 +64,19 @@ fn wire_messages_keep_their_shapes() {
         run: Some(40),
     };
     golden("message.json", &message);
+    let epoch = Epoch::registered("0123456789ab".into(), b"fedcba9876543210").unwrap();
     let envelope = LogMessage { run: None, ..message.clone() }.envelope(
         &MessageId { log: "a1b2c3d4e5f6", partition: 7, seq: 42 },
         40,
-        &Epoch::random(),
+        &epoch,
     );
     assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("message", "p07"));
     assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("message"), "a1b2c3d4e5f6/07/42"));
     assert_eq!(serde_json::from_slice::<LogMessage>(&envelope.body).unwrap(), message);
     assert_eq!(Some(envelope.created_at), message.accepted_at);
+    // Readers of another version check the same proof.
+    let body = String::from_utf8(envelope.body).unwrap();
+    assert!(body.ends_with(r#","run":40,"proof":"0123456789abyDaK13F96X_t3CWB4amxUQ"}"#), "{body}");
     golden("message.foreign.json", &LogMessage { key: None, accepted_at: None, run: None, ..message });
     for channel in Channel::ALL {
         golden(
