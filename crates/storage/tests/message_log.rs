@@ -559,5 +559,5 @@ fn messages_without_a_proof_are_trusted_up_to_where_the_first_relay_with_one_beg
     }
     assert_eq!((upto(0), upto(3)), (Some(100), Some(100)));
     let names = BTreeSet::from([first.name(), "another"]);
-    assert_eq!(run(&db, |conn| message_epochs::find(conn, &names)), [first.clone()]);
+    assert_eq!(run(&db, |conn| message_epochs::find(conn, &names)), [first]);
 }
