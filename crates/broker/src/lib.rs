@@ -25,4 +25,4 @@ pub use publisher::{PublishError, Publisher, Reason};
 pub use session::Session;
 pub use settings::Settings;
 pub use survey::Survey;
-pub use topology::{QueueDepth, declare, delete_exchanges, delete_queues, depths, existing, unbind};
+pub use topology::{QueueDepth, declare, delete_exchanges, delete_queues, depths, drain, existing, unbind};

@@ -5,7 +5,9 @@ use amiquip::{
 };
 use domain::topology::{Binding, DELIVERY_LIMIT, Exchange, ExchangeKind, Expiry, Queue, Retention, Topology, exchange};
 
-use crate::{Error, Session, session::Channel};
+use std::sync::Arc;
+
+use crate::{Delivery, Error, Session, session::Channel};
 
 // AMQP's reply codes.
 const NOT_FOUND: u16 = 404;
@@ -106,6 +108,42 @@ pub fn existing(session: &mut Session, names: &[String]) -> Result<Vec<QueueDept
     Ok(there)
 }
 
+/// Takes everything out of a queue: up to `batch` messages at a time, which are gone once `keep` has them safely elsewhere.
+/// Returns how many that was. That nothing is left says the queue itself, which is asked for one more message: a count would be
+/// 0 as well where a quorum queue is too busy to answer. A queue that isn't there has none.
+///
+/// Messages that another consumer has in hand are no longer in the queue, and come back if it's lost with them.
+///
+/// # Errors
+/// Those of `keep`, [`Error::Refused`], or one that [is lost](Error::is_lost): then the messages in hand go back.
+pub fn drain(
+    session: &mut Session,
+    queue: &str,
+    batch: usize,
+    mut keep: impl FnMut(Vec<Delivery>) -> Result<(), Error>,
+) -> Result<u64, Error> {
+    let (name, mut taken) = (Arc::from(queue), 0);
+    let drained = session.on_channel(|channel| {
+        loop {
+            let (mut deliveries, mut last) = (Vec::new(), None);
+            while deliveries.len() < batch {
+                let got = channel.call("taking a message out of a queue", |raw| raw.basic_get(queue, false));
+                let Some(mut got) = got.map_err(|error| explain_missing(error, queue))? else { break };
+                deliveries.push(Delivery::take(&mut got.delivery, &name, 0));
+                last = Some(got.delivery);
+            }
+            let Some(last) = last else { return Ok(()) };
+            taken += deliveries.len() as u64;
+            keep(deliveries)?;
+            channel.call("acknowledging", |raw| last.ack_multiple(raw))?;
+        }
+    });
+    match drained {
+        Err(Error::MissingQueue { .. }) => Ok(taken),
+        drained => drained.map(|()| taken),
+    }
+}
+
 /// Takes bindings away. One that isn't there, or whose queue isn't, is no error.
 ///
 /// # Errors
@@ -123,7 +161,7 @@ pub fn unbind(session: &mut Session, bindings: &[Binding]) -> Result<(), Error> 
 /// Deletes queues with whatever is in them, and answers how many messages that was. One that isn't there is no error.
 ///
 /// Nothing may publish to them any more: what the broker has just confirmed would be gone, and a quorum queue can't be
-/// deleted on the condition that it's empty.
+/// deleted on the condition that it's empty. See [`drain`].
 ///
 /// # Errors
 /// [`Error::Refused`], or one that [is lost](Error::is_lost).

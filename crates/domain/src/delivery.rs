@@ -68,11 +68,12 @@ pub trait AttemptLedger: Send + Sync {
     /// [`Failure::Unavailable`] while the database is away.
     fn counts(&self, suspects: &[Suspect<'_>]) -> Result<Vec<u32>, Failure>;
 
-    /// Commits one more attempt for each suspect.
+    /// Commits an attempt for each suspect, beyond those that are known of it: the same again, because no answer came, counts
+    /// once.
     ///
     /// # Errors
     /// [`Failure::Unavailable`] while the database is away.
-    fn begin(&self, suspects: &[Suspect<'_>]) -> Result<(), Failure>;
+    fn begin(&self, suspects: &[(Suspect<'_>, u32)]) -> Result<(), Failure>;
 
     /// Forgets the suspects: they are settled.
     ///

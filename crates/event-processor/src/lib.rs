@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    PgConnection,
+    Database, PgConnection,
     account_effects::{self, Effect},
 };
 use worker::Consuming;
@@ -61,6 +61,7 @@ pub fn run() -> anyhow::Result<()> {
         consuming,
         health: service.health,
         broker: service.broker,
+        leases: Database::open_alone(&service.storage, SERVICE)?,
         database: service.database,
         handler: AccountEvents { work: work_ms, simulate_failures },
     }

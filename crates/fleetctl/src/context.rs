@@ -3,6 +3,7 @@
 use command_line::servers::{Connections, Servers};
 use domain::topology::{Retention, Topology};
 use serde::{Deserialize, de::DeserializeOwned};
+use std::time::Duration;
 use storage::Database;
 
 /// How long a statement may take that goes over whole tables.
@@ -37,6 +38,17 @@ struct MessageRecorderSection {
 #[derive(Deserialize)]
 struct Recorder {
     lease_ttl_ms: i64,
+}
+
+#[derive(Deserialize)]
+struct SequencedSection {
+    sequenced: Sequenced,
+}
+
+/// Of the settings of sequenced streams, what commands need.
+#[derive(Deserialize)]
+struct Sequenced {
+    lease_ttl_ms: u64,
 }
 
 /// What commands work with.
@@ -104,6 +116,11 @@ impl Context {
     /// half of that.
     pub(crate) fn recorder_seen_within_ms(&self) -> anyhow::Result<i64> {
         Ok(2 * self.settings::<MessageRecorderSection>()?.message_recorder.lease_ttl_ms)
+    }
+
+    /// How long the leases on a stream's shards run.
+    pub(crate) fn sequenced_lease_ttl(&self) -> anyhow::Result<Duration> {
+        Ok(Duration::from_millis(self.settings::<SequencedSection>()?.sequenced.lease_ttl_ms))
     }
 
     /// Where the gateway is, without a slash at the end.

@@ -1,11 +1,14 @@
 use crate::{Outcome, context::Context, interrupt::Interrupt, progress::Progress};
 use anyhow::{Context as _, bail};
-use broker::{QueueDepth, Session};
+use broker::{Delivery, Publisher, QueueDepth, Session};
+use chrono::Utc;
 use domain::{
+    Envelope,
     stream::{SHARDS_MAX, shard_queue, shard_routing_key},
     topology::{Binding, Topology},
 };
 use std::{
+    collections::HashSet,
     io::Write,
     ops::ControlFlow,
     time::{Duration, Instant},
@@ -14,13 +17,14 @@ use storage::{
     PgConnection, leases, resharding,
     streams::{self, Layout},
 };
+use uuid::Uuid;
 
 /// Change how many shards a stream has, while it runs
 ///
 /// Events go on being accepted and applied meanwhile, in order: shards only say which process and which queue a key has
-/// just now. Taking shards away empties their queues first, for which processes that work on the stream have to run.
-/// Stopped half-way, by Ctrl-C or otherwise, the same command goes on from there, and so does one with another number;
-/// with the present number it finishes what was left.
+/// just now. Taking shards away moves what is left in their queues to another one. Stopped half-way, by Ctrl-C or otherwise,
+/// the same command goes on from there, and so does one with another number; with the present number it finishes what was
+/// left, and takes away queues that nobody knows of.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -40,14 +44,20 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     let session = Session::open(&context.broker()?, "fleetctl")?;
     let mut conn = database.connection()?;
     streams::layout(&mut conn, &args.stream)?;
+    let publisher = Publisher::new(&context.broker()?, "fleetctl");
+    let lease_ttl = context.sequenced_lease_ttl()?;
     let result = resharding::alone(&mut conn, &args.stream, |conn| {
-        Resharding { stream: &args.stream, shards: args.shards, conn, session, interrupt, out }.run()
+        let shards = args.shards;
+        Resharding { stream: &args.stream, shards, conn, session, publisher, lease_ttl, interrupt, out }.run()
     })?;
     let Some(result) = result else {
         bail!("{} is being resharded by somebody else just now", args.stream);
     };
     result.context("not finished; the same command goes on from here")
 }
+
+/// How long the broker may take to confirm what is moved.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -74,6 +84,10 @@ struct Resharding<'a> {
     /// Holds the lock: everything is done by this connection, and nothing any more if it's lost.
     conn: &'a mut PgConnection,
     session: Session,
+    /// For what is moved.
+    publisher: Publisher,
+    /// How long the leases on shards run.
+    lease_ttl: Duration,
     interrupt: Interrupt,
     out: &'a mut dyn Write,
 }
@@ -100,26 +114,25 @@ impl Resharding<'_> {
         self.say(&format!("{} declared and bound", queues(count)))?;
         step!(self.divide(count));
         let old = self.old()?;
-        if !self.depths(&old)?.is_empty() {
+        if !old.is_empty() {
             step!(self.await_relayed(&old));
             self.unbind(&old)?;
-            loop {
-                step!(self.await_empty(&old));
-                // From now on processes let go of them, and whoever connects declares them no more.
-                step!(self.divide(self.shards));
-                step!(self.await_released(&old));
-                // What a process had in hand without having acknowledged it is back in its queue.
-                if self.depths(&old)?.iter().all(|queue| queue.messages == 0) {
-                    break;
-                }
-                self.say("messages have come back into them")?;
-            }
+            // From now on processes let go of them, and whoever connects declares them no more.
+            step!(self.divide(self.shards));
+            step!(self.await_released(&old));
+            step!(self.empty(&old));
             let names: Vec<_> = old.iter().map(|shard| shard_queue(self.stream, *shard)).collect();
-            broker::delete_queues(&mut self.session, &names)?;
-            self.say(&format!("{} deleted", queues(old.len() as i32)))?;
+            let gone = broker::delete_queues(&mut self.session, &names)?;
+            let with = if gone > 0 {
+                format!(", with {gone} messages that had just come back into them")
+            } else {
+                String::new()
+            };
+            self.say(&format!("{} deleted{with}", queues(old.len() as i32)))?;
         }
         step!(self.divide(self.shards));
-        leases::remove(self.conn, &names(&self.resources(&old)))?;
+        let beyond: Vec<i32> = (self.shards..SHARDS_MAX).collect();
+        leases::remove(self.conn, &names(&self.resources(&beyond)))?;
         self.say(&format!("{} in {}", shards(self.shards), queues(self.shards)))?;
         Ok(ControlFlow::Continue(()))
     }
@@ -149,16 +162,17 @@ impl Resharding<'_> {
         shards.iter().map(|shard| self.resource(*shard)).collect()
     }
 
-    /// The shards that there aren't to be, and whose queues may be there.
+    /// The shards that there aren't to be, and whose queues are there: the broker is asked for every one that there might be,
+    /// as a process that was frozen for long may have declared again what it knew.
     fn old(&mut self) -> anyhow::Result<Vec<i32>> {
         let beyond: Vec<i32> = (self.shards..SHARDS_MAX).collect();
-        let leases = leases::list(self.conn, &names(&self.resources(&beyond)))?;
-        let announced = |shard: &i32| leases.iter().any(|lease| lease.resource == self.resource(*shard));
-        Ok(beyond.into_iter().filter(announced).collect())
+        let there: HashSet<String> = self.looks(&beyond)?.into_iter().map(|queue| queue.name).collect();
+        Ok(beyond.into_iter().filter(|shard| there.contains(&shard_queue(self.stream, *shard))).collect())
     }
 
-    /// How full the queues of these shards are, as far as they are there.
-    fn depths(&mut self, shards: &[i32]) -> anyhow::Result<Vec<QueueDepth>> {
+    /// The queues of these shards that are there, as they look. Where a queue is too busy to answer, it looks empty and
+    /// unused: nothing may rest on that.
+    fn looks(&mut self, shards: &[i32]) -> anyhow::Result<Vec<QueueDepth>> {
         let queues: Vec<_> = shards.iter().map(|shard| shard_queue(self.stream, *shard)).collect();
         Ok(broker::existing(&mut self.session, &queues)?)
     }
@@ -186,37 +200,45 @@ impl Resharding<'_> {
         self.say(&format!("{} unbound: {}", queues(old.len() as i32), names.join(" ")))
     }
 
-    fn await_empty(&mut self, old: &[i32]) -> Step<()> {
-        // Processes work on as many queues as the row says.
-        let full = self.depths(old)?.into_iter().filter(|queue| queue.messages > 0);
-        let full: Vec<_> = full.map(|queue| queue.name).collect();
-        let last = old.iter().rfind(|shard| full.contains(&shard_queue(self.stream, **shard)));
-        if let Some(last) = last
-            && streams::layout(self.conn, self.stream)?.queues <= *last
-        {
-            step!(self.divide(last + 1));
+    /// Moves what is in the old queues to one that stays. Messages only wake, so it matters little which; but what isn't an
+    /// event's message is set aside there as here.
+    fn empty(&mut self, old: &[i32]) -> Step<()> {
+        const BATCH: usize = 200;
+        let (stream, mut moved) = (self.stream, 0);
+        for shard in old {
+            let publisher = &mut self.publisher;
+            moved += broker::drain(&mut self.session, &shard_queue(stream, *shard), BATCH, |deliveries| {
+                let envelopes: Vec<_> = deliveries.into_iter().map(|delivery| redirected(delivery, stream)).collect();
+                let deadline = Instant::now() + CONFIRMED_WITHIN;
+                publisher.publish_all(&envelopes, deadline).map_err(|error| broker::Error::Lost {
+                    doing: "moving messages to another queue",
+                    source: error.into(),
+                })
+            })?;
+            if self.interrupt.is_set() {
+                return Ok(ControlFlow::Break(Interrupted));
+            }
         }
-        step!(self.wait("waiting until processes have emptied the old queues", POLL_INTERVAL, |this| {
-            let depths = this.depths(old)?;
-            let full: Vec<_> = depths.into_iter().filter(|queue| queue.messages > 0).collect();
-            let messages: u64 = full.iter().map(|queue| u64::from(queue.messages)).sum();
-            let hint =
-                if full.iter().any(|queue| queue.consumers == 0) { "; nobody works on some of them" } else { "" };
-            Ok((!full.is_empty()).then(|| format!("{messages} messages in {}{hint}", queues(full.len() as i32))))
-        }));
-        self.say("they are empty")?;
+        let to = shard_queue(stream, 0);
+        self.say(&match moved {
+            0 => "they are empty".into(),
+            1 => format!("they are empty: 1 message was moved to {to}"),
+            _ => format!("they are empty: {moved} messages were moved to {to}"),
+        })?;
         Ok(ControlFlow::Continue(()))
     }
 
     fn await_released(&mut self, old: &[i32]) -> Step<()> {
         let resources = self.resources(old);
         step!(self.wait("waiting until processes have let go of the old queues", POLL_INTERVAL, |this| {
+            // Of a process that has died, if the clock was set back since.
+            leases::shorten_leases(this.conn, this.lease_ttl, &names(&resources))?;
             let leases = leases::list(this.conn, &names(&resources))?;
             let live = leases.into_iter().filter(|lease| !lease.expired);
             if let Some((holder, resource)) = live.filter_map(|lease| Some((lease.holder?, lease.resource))).next() {
                 return Ok(Some(format!("{holder} holds {resource}")));
             }
-            let consumed = this.depths(old)?.into_iter().find(|queue| queue.consumers > 0);
+            let consumed = this.looks(old)?.into_iter().find(|queue| queue.consumers > 0);
             Ok(consumed.map(|queue| format!("{} is still being consumed", queue.name)))
         }));
         self.say("nobody works on them any more")?;
@@ -246,6 +268,21 @@ impl Resharding<'_> {
         // Steps may take long: whoever reads a pipe sees each when it's done.
         self.out.flush()?;
         Ok(())
+    }
+}
+
+/// The message, to the first shard's queue.
+fn redirected(delivery: Delivery, stream: &str) -> Envelope {
+    Envelope {
+        exchange: stream.into(),
+        routing_key: shard_routing_key(0),
+        kind: delivery.kind,
+        // Two without an id may be meant twice.
+        message_id: delivery.message_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
+        correlation_id: delivery.correlation_id,
+        headers: delivery.headers,
+        created_at: delivery.timestamp.unwrap_or_else(Utc::now),
+        body: delivery.body,
     }
 }
 

@@ -122,8 +122,6 @@ impl Reading {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let (service, Settings { message_log, message_recorder }) = Service::begin(SERVICE)?;
     let Own { group, from, reading } = message_recorder;
-    // Those who renew the leases never wait for a connection that readers have.
-    let apart = storage::Settings { pool_size: 1, ..service.storage };
     Recorder {
         group: options.group.clone().unwrap_or(group),
         from: options.from.unwrap_or(from),
@@ -133,7 +131,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         health: service.health,
         broker: service.broker,
         database: service.database,
-        leases: Database::open(&apart, SERVICE)?,
+        leases: Database::open_alone(&service.storage, SERVICE)?,
     }
     .run_until(&service.stop)
     .context("the recorder has stopped")

@@ -3,7 +3,7 @@ use domain::Failure;
 use std::{fmt, sync::Arc};
 use storage::{
     PgConnection,
-    streams::{self, Position, State},
+    streams::{self, Attempt, Change, Position, State},
 };
 
 /// An event that is next for its key.
@@ -45,6 +45,11 @@ impl Event {
     pub fn position(&self) -> Position<'_> {
         Position { key: &self.key, seq: self.seq, revision: self.revision }
     }
+
+    /// The attempts at it, as they were when it was loaded.
+    pub fn attempt(&self) -> Attempt<'_> {
+        Attempt { position: self.position(), attempts: self.attempts, deaths: self.deaths }
+    }
 }
 
 // The payload holds what users wrote, which stays out of logs.
@@ -77,8 +82,8 @@ pub trait Handler: Send + Sync + 'static {
     fn apply(&self, conn: &mut PgConnection, worker: &str, done: &[(&Event, &Self::Done)]) -> storage::Result<()>;
 }
 
-/// Gives events of different keys their effects, where they are still next; answers for each whether it was. To be run in
-/// a transaction.
+/// Gives events of different keys their effects, where they are still next and nobody holds their cursors; returns what became
+/// of each. To be run in a transaction.
 ///
 /// # Errors
 /// The database's, and those of [`Handler::apply`].
@@ -88,12 +93,13 @@ pub fn apply<H: Handler>(
     worker: &str,
     handler: &H,
     done: &[(&Event, &H::Done)],
-) -> storage::Result<Vec<bool>> {
+) -> storage::Result<Vec<Change>> {
     let positions: Vec<_> = done.iter().map(|(event, _)| event.position()).collect();
-    let won = streams::advance(conn, stream, &positions, worker)?;
-    let winners: Vec<_> = done.iter().zip(&won).filter(|(_, won)| **won).map(|(done, _)| *done).collect();
+    let changes = streams::advance(conn, stream, &positions, worker)?;
+    let moved = |(_, change): &(_, &Change)| **change == Change::Made;
+    let winners: Vec<_> = done.iter().zip(&changes).filter(moved).map(|(done, _)| *done).collect();
     if !winners.is_empty() {
         handler.apply(conn, worker, &winners)?;
     }
-    Ok(won)
+    Ok(changes)
 }

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use storage::streams::State;
+use storage::streams::{Attempt, Position, State};
 
 /// An event that has its turn in a lane.
 #[derive(Clone, Debug)]
@@ -26,8 +26,39 @@ pub(crate) struct Task {
     pub(crate) on_record: bool,
 }
 
-/// An event in hand: its key, its place and its revision.
-pub(crate) type Place = (Arc<str>, i64, i32);
+impl Task {
+    /// The attempts at the event, this one included if it's on record.
+    pub(crate) fn attempt(&self) -> Attempt<'_> {
+        let attempt = self.event.attempt();
+        Attempt { deaths: attempt.deaths.saturating_add(u32::from(self.on_record)), ..attempt }
+    }
+}
+
+/// An event in hand: its key and its place, and the attempts at it when it was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) key: Arc<str>,
+    pub(crate) seq: i64,
+    revision: i32,
+    attempts: u32,
+    deaths: u32,
+    /// Whether this attempt is on record, or about to be.
+    on_record: bool,
+}
+
+impl Place {
+    /// The attempts at the event, this one included if it's on record.
+    pub(crate) fn attempt(&self) -> Attempt<'_> {
+        let Self { key, seq, revision, attempts, deaths, on_record } = self;
+        let position = Position { key, seq: *seq, revision: *revision };
+        Attempt { position, attempts: *attempts, deaths: deaths.saturating_add(u32::from(*on_record)) }
+    }
+
+    /// How many attempts have ended before this one, however.
+    pub(crate) fn tried(&self) -> u32 {
+        self.attempts.saturating_add(self.deaths)
+    }
+}
 
 /// What follows from a change of the lanes.
 #[derive(Debug, Default)]
@@ -122,8 +153,8 @@ struct Lane {
     proven: bool,
     /// While it counts among the suspects at large.
     suspicion: Option<Suspicion>,
-    /// Which event it is at, and by which revision.
-    at: (i64, i32),
+    /// Which event it is at, by which revision, and how many attempts at it had failed, and how many processes died.
+    at: (i64, i32, u32, u32),
     /// The key's newest event when that was read.
     head: i64,
 }
@@ -206,7 +237,7 @@ impl Lanes {
                     poked: false,
                     proven: false,
                     suspicion: None,
-                    at: (0, 0),
+                    at: (0, 0, 0, 0),
                     head: 0,
                 };
                 self.lanes.insert(key.clone(), lane);
@@ -243,15 +274,17 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let mine = self.owned.shard(lane.hash).is_some();
         lane.head = state.head;
+        let ahead = state.next.as_ref().is_some_and(|next| next.ahead);
         match Event::next(state).filter(|_| mine) {
             Some(event) => {
                 // What is committed by now is seen.
                 lane.poked = false;
                 lane.phase = Phase::Waiting;
-                lane.at = (event.seq, event.revision);
+                lane.at = (event.seq, event.revision, event.attempts, event.deaths);
                 self.wary |= event.deaths > 0;
                 let took_over_at = self.owned.took_over_at(lane.hash).filter(|_| self.wary || !lane.proven);
-                let suspect = event.deaths > 0 || took_over_at.is_some_and(|at| event.generated_at < at);
+                // One that was accepted later by the clock than it's now may have been there all the same.
+                let suspect = event.deaths > 0 || took_over_at.is_some_and(|at| event.generated_at < at || ahead);
                 let attempts = event.attempts.saturating_add(event.deaths);
                 let task = Task { lane: lane.id, event, on_record: suspect };
                 if task.event.deaths > 0 && attempts >= self.attempts {
@@ -386,6 +419,11 @@ impl Lanes {
         actions
     }
 
+    /// Whether the event is of one of this process's shards.
+    pub(crate) fn is_own(&self, task: &Task) -> bool {
+        self.owned.shard(key_hash(&task.event.key)).is_some()
+    }
+
     /// What this process may work on from now on. Lanes of other keys finish what they are working on, and end.
     pub(crate) fn own(&mut self, owned: Owned) -> Actions {
         self.owned = owned;
@@ -416,7 +454,11 @@ impl Lanes {
 
     fn positions(&self, of: impl Fn(&Lane) -> bool) -> Vec<Place> {
         let lanes = self.lanes.iter().filter(|(_, lane)| of(lane));
-        lanes.map(|(key, lane)| (key.clone(), lane.at.0, lane.at.1)).collect()
+        let place = |(key, lane): (&Arc<str>, &Lane)| {
+            let (seq, revision, attempts, deaths) = lane.at;
+            Place { key: key.clone(), seq, revision, attempts, deaths, on_record: lane.suspicion.is_some() }
+        };
+        lanes.map(place).collect()
     }
 }
 
@@ -436,7 +478,7 @@ mod tests {
 
     /// A key whose events up to `head` were accepted at second 10; those up to `cursor` have taken effect.
     fn state(key: &str, cursor: i64, head: i64) -> State {
-        let next = Next { seq: cursor + 1, payload: "1".into(), generated_at: at(10) };
+        let next = Next { seq: cursor + 1, payload: "1".into(), generated_at: at(10), ahead: false };
         State {
             key: key.into(),
             head,
@@ -499,6 +541,12 @@ mod tests {
         let recorded: Vec<_> =
             tasks.iter().map(|task| (task.clone(), state(&task.event.key, task.event.seq, task.event.seq))).collect();
         lanes.applied(recorded)
+    }
+
+    /// An event in hand, and if it's on record, the deaths before.
+    fn place(key: &str, seq: i64, revision: i32, deaths: Option<u32>) -> Place {
+        let (on_record, deaths) = (deaths.is_some(), deaths.unwrap_or(0));
+        Place { key: key.into(), seq, revision, attempts: 0, deaths, on_record }
     }
 
     #[track_caller]
@@ -663,7 +711,7 @@ mod tests {
     #[test]
     fn what_was_next_when_a_shard_was_taken_over_is_begun_on_record() {
         let mut lanes = lanes_taken_over();
-        let later = Next { seq: 1, payload: "1".into(), generated_at: at(21) };
+        let later = Next { seq: 1, payload: "1".into(), generated_at: at(21), ahead: false };
         let taken = take(&mut lanes, [state("before", 0, 3), State { next: Some(later), ..state("later", 0, 1) }]);
         assert_eq!((names(&taken.begin), names(&taken.start)), (vec!["before/1".into()], vec!["later/1".into()]));
         assert!(taken.begin[0].on_record && !taken.start[0].on_record);
@@ -672,6 +720,18 @@ mod tests {
         let next = lanes.applied([(taken.begin[0].clone(), state("before", 1, 3))]);
         assert_eq!((names(&next.begin).len(), names(&next.start)), (0, vec!["before/2".into()]));
         assert!(!next.start[0].on_record);
+    }
+
+    #[test]
+    fn what_was_accepted_before_the_clock_was_set_back_is_begun_on_record_too() {
+        let accepted_at = |generated_at, ahead| {
+            let next = Next { generated_at, ahead, ..state("", 0, 1).next.expect("an event") };
+            State { next: Some(next), ..state("a", 0, 1) }
+        };
+        for (state, on_record) in [(accepted_at(at(30), false), false), (accepted_at(at(30), true), true)] {
+            let actions = take(&mut lanes_taken_over(), [state]);
+            assert_eq!((actions.start.len(), actions.begin.len()), if on_record { (0, 1) } else { (1, 0) });
+        }
     }
 
     #[test]
@@ -824,7 +884,7 @@ mod tests {
         assert!(lanes.start(&tasks[0], now));
         assert_eq!(lanes.overdue(limit, now + limit), []);
         let late = now + limit + Duration::from_millis(1);
-        assert_eq!(lanes.overdue(limit, late), [("a".into(), 5, 2)]);
+        assert_eq!(lanes.overdue(limit, late), [place("a", 5, 2, None)]);
         lanes.worked(&tasks[0]);
         assert_eq!(lanes.overdue(limit, late), [], "recording it isn't work, nor is waiting for a thread");
     }
@@ -832,17 +892,17 @@ mod tests {
     #[test]
     fn those_on_record_are_known_for_the_case_that_another_one_ends_the_process() {
         let mut lanes = lanes_taken_over();
-        let later = Next { seq: 1, payload: "1".into(), generated_at: at(21) };
+        let later = Next { seq: 1, payload: "1".into(), generated_at: at(21), ahead: false };
         let taken = take(
             &mut lanes,
             [state("before", 0, 1), State { next: Some(later), ..state("later", 0, 1) }, survivor("twice", 2)],
         );
         work(&mut lanes, &taken.start);
-        assert_eq!(lanes.on_record(), [("twice".into(), 1, 0)], "the other suspect waits");
+        assert_eq!(lanes.on_record(), [place("twice", 1, 0, Some(2))], "the other suspect waits");
         work(&mut lanes, &taken.begin);
-        assert_eq!(lanes.on_record(), [("twice".into(), 1, 0)]);
+        assert_eq!(lanes.on_record(), [place("twice", 1, 0, Some(2))]);
         let next = apply(&mut lanes, &taken.begin).begin;
-        assert_eq!(lanes.on_record(), [("before".into(), 1, 0)], "its turn has come");
+        assert_eq!(lanes.on_record(), [place("before", 1, 0, Some(0))], "its turn has come");
         lanes.failed(&next);
         assert_eq!(lanes.on_record(), []);
     }

@@ -6,8 +6,9 @@ use std::{
 };
 use storage::{
     Database,
-    leases::{self, Claimed},
+    leases::{self, Claimed, Shortened},
 };
+use telemetry::{ClockSetBack, emit};
 use uuid::Uuid;
 
 /// The leases of one process on some of a service's resources, which all its processes share evenly.
@@ -38,7 +39,8 @@ pub struct Round {
 }
 
 impl Leases {
-    /// None yet, for a process of the service. Its name as a holder is new.
+    /// None yet, for a process of the service. Its name as a holder is new. The database is to be
+    /// [one that nobody else uses](Database::open_alone): leases are kept also while every other connection is in use.
     pub fn new(database: Database, service: &str, ttl: Duration) -> Self {
         Self { database, service: service.into(), holder: holder(), ttl, held: BTreeSet::new() }
     }
@@ -61,7 +63,9 @@ impl Leases {
     pub fn round(&mut self, resources: &[String]) -> storage::Result<Round> {
         let began = Instant::now();
         let Self { database, service, holder, ttl, held } = self;
-        let (members, rank, renewed, claimed) = database.transaction_within(*ttl, |conn| {
+        let names: Vec<&str> = resources.iter().map(String::as_str).collect();
+        let (shortened, members, rank, renewed, claimed) = database.transaction_unheld(*ttl, *ttl / 4, |conn| {
+            let shortened = leases::shorten(conn, service, *ttl, &names)?;
             let members = leases::attend(conn, service, holder, *ttl)?;
             let rank = members.iter().position(|member| member == holder).unwrap_or_default();
             let renewed = leases::renew(conn, holder, *ttl)?;
@@ -74,8 +78,12 @@ impl Leases {
             } else {
                 Vec::new()
             };
-            Ok((members.len(), rank, renewed, claimed))
+            Ok((shortened, members.len(), rank, renewed, claimed))
         })?;
+        if shortened != Shortened::default() {
+            let Shortened { leases, members } = shortened;
+            emit(ClockSetBack { of: service, leases: leases as u64, members: members as u64, waits: 0 });
+        }
         let renewed: BTreeSet<String> = renewed.into_iter().collect();
         let lost = held.difference(&renewed).cloned().collect();
         *held = renewed;
@@ -90,7 +98,7 @@ impl Leases {
     /// The database's. Then they run out by themselves, unless another round renews them.
     pub fn release(&mut self, resources: &[String]) -> storage::Result<()> {
         let names: Vec<&str> = resources.iter().map(String::as_str).collect();
-        self.database.transaction_within(self.ttl, |conn| leases::release(conn, &self.holder, &names))?;
+        self.database.transaction_unheld(self.ttl, self.ttl / 4, |conn| leases::release(conn, &self.holder, &names))?;
         resources.iter().for_each(|resource| _ = self.held.remove(resource));
         Ok(())
     }
@@ -100,7 +108,8 @@ impl Leases {
     /// # Errors
     /// The database's.
     pub fn retire(&self) -> storage::Result<()> {
-        self.database.transaction_within(self.ttl, |conn| leases::depart(conn, &self.service, &self.holder))
+        self.database
+            .transaction_unheld(self.ttl, self.ttl / 4, |conn| leases::depart(conn, &self.service, &self.holder))
     }
 
     /// Renews what it holds, and takes nothing.
@@ -108,7 +117,9 @@ impl Leases {
     /// # Errors
     /// The database's.
     pub fn keep(&self) -> storage::Result<()> {
-        self.database.transaction_within(self.ttl, |conn| leases::renew(conn, &self.holder, self.ttl)).map(drop)
+        self.database
+            .transaction_unheld(self.ttl, self.ttl / 4, |conn| leases::renew(conn, &self.holder, self.ttl))
+            .map(drop)
     }
 
     /// Gives all back, and leaves the service's processes.
@@ -116,7 +127,8 @@ impl Leases {
     /// # Errors
     /// The database's. Then they run out by themselves.
     pub fn leave(self) -> storage::Result<()> {
-        self.database.transaction_within(self.ttl, |conn| leases::leave(conn, &self.service, &self.holder))
+        self.database
+            .transaction_unheld(self.ttl, self.ttl / 4, |conn| leases::leave(conn, &self.service, &self.holder))
     }
 }
 

@@ -3,12 +3,13 @@
 use crate::{Handler, Leases, Settings, engine::Engine, intake::Intake, lanes::Lanes, pool::Pool, sweep::Signal};
 use ::process::{HealthSettings, Stop};
 use anyhow::{Context as _, ensure};
+use domain::topology::Topology;
 use std::{
     process,
     sync::{Arc, Mutex, OnceLock},
     thread::{self, Scope, ScopedJoinHandle},
 };
-use storage::{Database, attempts::Ledger};
+use storage::{Database, attempts::Ledger, streams};
 use worker::{Consuming, Queues, Worker};
 
 /// What sysexits.h calls an internal software error.
@@ -34,6 +35,8 @@ pub struct Processor<H> {
     pub broker: broker::Settings,
     /// The database.
     pub database: Database,
+    /// The same, with a connection for the leases alone.
+    pub leases: Database,
     /// The business.
     pub handler: H,
 }
@@ -48,7 +51,7 @@ impl<H: Handler> Processor<H> {
         self.worker.check()?;
         self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
         ensure!(self.lanes > 0, "lanes must be above 0");
-        let leases = Leases::new(self.database.clone(), self.service, self.settings.ttl());
+        let leases = Leases::new(self.leases.clone(), self.service, self.settings.ttl());
         let (outcomes, recorded) = crossbeam_channel::unbounded();
         let attempts = u32::try_from(self.worker.retry_delays_ms.len()).unwrap_or(u32::MAX).saturating_add(1);
         let engine = Arc::new(Engine {
@@ -72,13 +75,17 @@ impl<H: Handler> Processor<H> {
         });
         engine.pool.set(pool).unwrap_or_else(|_| unreachable!("it's set here only"));
 
-        let queues = Queues::none();
+        let (database, stream) = (self.database.clone(), self.stream);
+        let queues = Queues::declared_by(move || {
+            let layout = streams::layout(&mut *database.connection()?, stream)?;
+            Ok(Topology::stream(stream, layout.queues))
+        });
         let finished = Stop::new();
         thread::scope(|scope| {
             spawn(scope, "recorder", || engine.record(&recorded, &finished))?;
             spawn(scope, "time-limit", || engine.guard(&finished))?;
             spawn(scope, "sweep", || engine.sweep(self.settings.sweep()))?;
-            let sharer = spawn(scope, "leases", || engine.share(leases, &queues, self.settings.renew()))?;
+            let sharer = spawn(scope, "leases", || engine.share(leases, &self.leases, &queues, self.settings.renew()))?;
 
             let intake = || Intake { engine: engine.clone() };
             let consumed = Worker {

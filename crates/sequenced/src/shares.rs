@@ -2,16 +2,16 @@
 
 use crate::{Handler, Leases, engine::Engine, lanes::Owned};
 use chrono::{DateTime, Utc};
-use domain::{
-    stream::{shard_queue, shard_resource},
-    topology::Topology,
-};
+use domain::stream::{shard_queue, shard_resource};
 use std::{
     collections::{BTreeMap, BTreeSet},
     thread,
     time::{Duration, Instant},
 };
-use storage::streams::{self, Layout};
+use storage::{
+    Database,
+    streams::{self, Layout},
+};
 use telemetry::{ShardsChanged, emit};
 use worker::Queues;
 
@@ -27,18 +27,18 @@ struct Shards {
     took_over: BTreeMap<i32, DateTime<Utc>>,
     /// Leases that are handed over as soon as nothing is under way there.
     leaving: BTreeSet<String>,
-    /// The queues consumed, and how many there are in all.
-    consumed: (Vec<String>, i32),
+    /// The queues consumed.
+    consumed: Vec<String>,
 }
 
 impl<H: Handler> Engine<H> {
     /// Keeps this process's share of the shards, until it's time to stop; then hands them over one by one, as soon as
     /// their events are through.
-    pub(crate) fn share(&self, mut leases: Leases, queues: &Queues, interval: Duration) {
+    pub(crate) fn share(&self, mut leases: Leases, database: &Database, queues: &Queues, interval: Duration) {
         let mut shards = Shards::default();
         let mut away = self.worker.backoff();
         while !self.stop.is_requested() {
-            match self.share_once(&mut leases, &mut shards, queues) {
+            match self.share_once(&mut leases, &mut shards, database, queues) {
                 Ok(()) => _ = away.reset(),
                 Err(error) => {
                     if away.failed().1 {
@@ -76,8 +76,14 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    fn share_once(&self, leases: &mut Leases, shards: &mut Shards, queues: &Queues) -> storage::Result<()> {
-        let layout = streams::layout(&mut *self.database.connection()?, self.stream)?;
+    fn share_once(
+        &self,
+        leases: &mut Leases,
+        shards: &mut Shards,
+        database: &Database,
+        queues: &Queues,
+    ) -> storage::Result<()> {
+        let layout = streams::layout(&mut *database.connection()?, self.stream)?;
         let resources: Vec<String> =
             (0..layout.shards.max(layout.queues)).map(|shard| shard_resource(self.stream, shard)).collect();
         let round = leases.round(&resources)?;
@@ -115,11 +121,9 @@ impl<H: Handler> Engine<H> {
             .collect();
         self.own(shards, own);
         let names: Vec<String> = held.iter().map(|shard| shard_queue(self.stream, *shard)).collect();
-        // Fewer queues are news to those as well who had none of the others: they are not to be declared again.
-        let consumed = (names, layout.queues);
-        if consumed != shards.consumed {
-            queues.set(consumed.0.clone(), Topology::stream(self.stream, layout.queues));
-            shards.consumed = consumed;
+        if names != shards.consumed {
+            queues.set(names.clone());
+            shards.consumed = names;
         }
         if gained || divided {
             self.sweep.give();

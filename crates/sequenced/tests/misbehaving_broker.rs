@@ -25,7 +25,7 @@ use storage::{
     Connection, Error, PgConnection,
     account_effects::{self, Effect},
     admin, outbox, parked, stream_audit,
-    streams::{self, Failed, Layout},
+    streams::{self, Change, Failed, Layout},
 };
 use test_support::TestDatabase;
 
@@ -45,6 +45,8 @@ enum Guard {
     OneTransaction,
     /// Keys with events that wait are looked for.
     Sweep,
+    /// A key that goes on rests no more.
+    Rouse,
 }
 
 /// Payloads are numbers, and so is what the effect holds: it shows which payload took effect.
@@ -314,9 +316,12 @@ impl<'a> Fleet<'a> {
         while let Some(from) = after {
             // Fewer than there are keys: so that it has to go on from page to page.
             let swept = self.transaction(|conn| streams::sweep(conn, ACCOUNT_EVENT, *shards, own, &from, 3));
+            self.transaction(|conn| streams::rest(conn, ACCOUNT_EVENT, &swept.resting));
             keys.extend(swept.keys);
             after = swept.after;
         }
+        let due = self.transaction(|conn| streams::due(conn, ACCOUNT_EVENT, None, 100));
+        keys.extend(due.into_iter().map(|due| due.key));
         self.load(worker, keys)
     }
 
@@ -372,7 +377,7 @@ impl<'a> Fleet<'a> {
         });
         match applied {
             Ok((won, states)) => {
-                self.counts.beaten += won.iter().filter(|won| !**won).count();
+                self.counts.beaten += won.iter().filter(|change| **change == Change::Late).count();
                 let next = states.into_iter().filter_map(Event::next).map(|event| (event.key.to_string(), event));
                 self.workers[worker].lanes.extend(next);
             }
@@ -386,7 +391,7 @@ impl<'a> Fleet<'a> {
         let Some(key) = self.workers[worker].lanes.keys().choose(&mut self.random).cloned() else { return };
         let event = self.workers[worker].lanes.remove(&key).unwrap();
         let retry_after = self.chance(3).then_some(Duration::ZERO);
-        let failed = Failed { position: event.position(), error: "told to", retry_after, counts: true };
+        let failed = Failed { attempt: event.attempt(), error: "told to", retry_after, counts: true };
         self.transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[failed]));
     }
 
@@ -406,6 +411,7 @@ impl<'a> Fleet<'a> {
         let (seq, says) = match self.random.random_range(0..4) {
             0 => {
                 self.transaction(|conn| parked::retry(conn, &order));
+                self.forget_to_rouse(key);
                 return;
             }
             1 => (self.transaction(|conn| parked::skip(conn, &order)), None),
@@ -415,10 +421,19 @@ impl<'a> Fleet<'a> {
             }
         };
         self.counts.changed += 1;
+        self.forget_to_rouse(key);
         // The control's sequences leave some out.
         let events = self.accepted.entry(key.clone()).or_default();
         if let Some(event) = events.get_mut(usize::try_from(seq - 1).unwrap()) {
             *event = says;
+        }
+    }
+
+    /// The control's: a key goes on, but its events rest as before.
+    fn forget_to_rouse(&self, key: &str) {
+        if self.lacks == Some(Guard::Rouse) {
+            self.db
+                .execute(&format!("UPDATE stream_event SET rests = true WHERE key = '{key}' AND processed_at IS NULL"));
         }
     }
 
@@ -467,8 +482,9 @@ impl<'a> Fleet<'a> {
                     let order = parked::Order { stream: ACCOUNT_EVENT, key, seq: None, by: "operator" };
                     parked::retry(conn, &order)?;
                 }
-                Ok(keys.len())
+                Ok(keys)
             });
+            retried.iter().for_each(|key| self.forget_to_rouse(key));
             self.relay(false);
             let mut opened = 0;
             for worker in 0..ZOMBIE {
@@ -480,7 +496,7 @@ impl<'a> Fleet<'a> {
                     self.apply(worker, &keys, false);
                 }
             }
-            if retried == 0 && opened == 0 {
+            if retried.is_empty() && opened == 0 {
                 return;
             }
         }
@@ -612,6 +628,12 @@ fn without_heeding_the_revision_a_payload_takes_effect_that_was_replaced() {
 #[test]
 fn with_the_effect_outside_the_transaction_events_take_effect_twice() {
     shows(Guard::OneTransaction, |errors| errors.doubled > 0 && errors.audited > 0).expect("they are to be seen");
+}
+
+#[test]
+fn without_rousing_keys_that_go_on_events_are_missing() {
+    let errors = shows(Guard::Rouse, |errors| errors.missing > 0 && errors.audited > 0).expect("they are to be seen");
+    assert_eq!((errors.doubled, errors.disordered, errors.wrong), (0, 0, 0), "{errors:?}");
 }
 
 #[test]

@@ -3,10 +3,7 @@
 //! A lease gives locality, not safety: a holder that freezes past its end may still believe in it, so what it does is to be
 //! guarded where it takes effect. Times are the database's.
 
-use crate::{
-    Result,
-    schema::{lease, member},
-};
+use crate::{Result, schema::member};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -20,15 +17,21 @@ fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Says that the member is there, forgets those that haven't said so for as long as `ttl`, and answers the others with
-/// it, sorted.
+/// Says that the member is there, forgets those that haven't said so for as long as `ttl`, and returns the others with
+/// it, sorted. A row that another session holds stays as it is, and its member a member: nobody waits for it.
 ///
 /// # Errors
 /// The database's.
 pub fn attend(conn: &mut PgConnection, service: &str, holder: &str, ttl: Duration) -> Result<Vec<String>> {
     sql_query(
-        "INSERT INTO member (service, holder, seen_at) VALUES ($1, $2, clock_timestamp())
-         ON CONFLICT (service, holder) DO UPDATE SET seen_at = excluded.seen_at",
+        "WITH own AS (
+             SELECT service, holder FROM member WHERE service = $1 AND holder = $2 FOR UPDATE SKIP LOCKED),
+         seen AS (
+             UPDATE member m SET seen_at = clock_timestamp() FROM own
+             WHERE m.service = own.service AND m.holder = own.holder)
+         INSERT INTO member (service, holder, seen_at)
+         SELECT $1, $2, clock_timestamp()
+         WHERE NOT EXISTS (SELECT FROM member WHERE service = $1 AND holder = $2) ON CONFLICT DO NOTHING",
     )
     .bind::<Text, _>(service)
     .bind::<Text, _>(holder)
@@ -50,19 +53,37 @@ pub fn attend(conn: &mut PgConnection, service: &str, holder: &str, ttl: Duratio
 /// # Errors
 /// The database's.
 pub fn depart(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
-    diesel::delete(member::table.find((service, holder))).execute(conn)?;
+    sql_query(
+        "DELETE FROM member WHERE (service, holder) IN (
+             SELECT service, holder FROM member WHERE service = $1 AND holder = $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind::<Text, _>(service)
+    .bind::<Text, _>(holder)
+    .execute(conn)?;
     Ok(())
 }
 
-/// Takes the member off the list, with all its leases: others may have them at once.
+/// Takes the member off the list, with all its leases: others may have them at once. What another session holds of it runs
+/// out by itself.
 ///
 /// # Errors
 /// The database's.
 pub fn leave(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
     depart(conn, service, holder)?;
-    diesel::update(lease::table.filter(lease::holder.eq(holder)))
-        .set(lease::holder.eq(None::<String>))
-        .execute(conn)?;
+    give_back(conn, holder, None)
+}
+
+/// Gives back the holder's leases, or those of them on these resources, but for rows that another session holds.
+fn give_back(conn: &mut PgConnection, holder: &str, resources: Option<&[&str]>) -> Result<()> {
+    sql_query(
+        "UPDATE lease SET holder = NULL
+         FROM (SELECT resource FROM lease WHERE holder = $1 AND ($2 IS NULL OR resource = ANY ($2))
+               FOR UPDATE SKIP LOCKED) own
+         WHERE lease.resource = own.resource",
+    )
+    .bind::<Text, _>(holder)
+    .bind::<Nullable<Array<Text>>, _>(resources)
+    .execute(conn)?;
     Ok(())
 }
 
@@ -72,14 +93,18 @@ struct Resource {
     resource: String,
 }
 
-/// Makes the holder's leases run from now on for `ttl`, and answers which they are. One that has run out counts too, as
-/// long as nobody else has taken it.
+/// Makes the holder's leases run from now on for `ttl`, and returns which they are. One that has run out counts too, as
+/// long as nobody else has taken it; and so does one whose row another session holds, for nobody can take it meanwhile.
 ///
 /// # Errors
 /// The database's.
 pub fn renew(conn: &mut PgConnection, holder: &str, ttl: Duration) -> Result<Vec<String>> {
     let renewed: Vec<Resource> = sql_query(
-        "UPDATE lease SET expires_at = clock_timestamp() + $2 * interval '1 ms' WHERE holder = $1 RETURNING resource",
+        "WITH free AS (SELECT resource FROM lease WHERE holder = $1 FOR UPDATE SKIP LOCKED),
+         renewed AS (
+             UPDATE lease SET expires_at = clock_timestamp() + $2 * interval '1 ms'
+             FROM free WHERE lease.resource = free.resource)
+         SELECT resource FROM lease WHERE holder = $1",
     )
     .bind::<Text, _>(holder)
     .bind::<BigInt, _>(ms(ttl))
@@ -133,7 +158,7 @@ pub fn claim(
 pub fn announce(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
     sql_query(
         "INSERT INTO lease (resource, expires_at) SELECT resource, clock_timestamp() FROM unnest($1) AS new (resource)
-         ORDER BY 1 ON CONFLICT DO NOTHING",
+         WHERE NOT EXISTS (SELECT FROM lease WHERE lease.resource = new.resource) ORDER BY 1 ON CONFLICT DO NOTHING",
     )
     .bind::<Array<Text>, _>(resources)
     .execute(conn)?;
@@ -156,10 +181,54 @@ pub fn remove(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
 /// # Errors
 /// The database's.
 pub fn release(conn: &mut PgConnection, holder: &str, resources: &[&str]) -> Result<()> {
-    diesel::update(lease::table.filter(lease::holder.eq(holder).and(lease::resource.eq_any(resources))))
-        .set(lease::holder.eq(None::<String>))
-        .execute(conn)?;
-    Ok(())
+    give_back(conn, holder, Some(resources))
+}
+
+/// What lasts for longer than it may, since the clock was set back: leases that would outlive a holder who has died, and
+/// members who would count for as long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortened {
+    /// Leases.
+    pub leases: usize,
+    /// Members.
+    pub members: usize,
+}
+
+/// Has the leases on these resources, and the service's members, last no longer than from now on: whoever is there renews
+/// them in time, and whoever isn't is missed as usual. To be called before [`attend`] and [`claim`]. Twice as long as `ttl` is
+/// let pass, for whoever was given a longer one lately.
+///
+/// # Errors
+/// The database's.
+pub fn shorten(conn: &mut PgConnection, service: &str, ttl: Duration, resources: &[&str]) -> Result<Shortened> {
+    let members = sql_query(
+        "UPDATE member SET seen_at = clock_timestamp()
+         FROM (SELECT service, holder FROM member
+               WHERE service = $1 AND seen_at > clock_timestamp() + $2 * interval '1 ms' FOR UPDATE SKIP LOCKED) late
+         WHERE member.service = late.service AND member.holder = late.holder",
+    )
+    .bind::<Text, _>(service)
+    .bind::<BigInt, _>(ms(ttl))
+    .execute(conn)?;
+    let leases = shorten_leases(conn, ttl, resources)?;
+    Ok(Shortened { leases, members })
+}
+
+/// The same for leases alone; returns how many there were.
+///
+/// # Errors
+/// The database's.
+pub fn shorten_leases(conn: &mut PgConnection, ttl: Duration, resources: &[&str]) -> Result<usize> {
+    Ok(sql_query(
+        "UPDATE lease SET expires_at = clock_timestamp() + $1 * interval '1 ms'
+         FROM (SELECT resource FROM lease
+               WHERE resource = ANY ($2) AND holder IS NOT NULL
+                 AND expires_at > clock_timestamp() + 2 * $1 * interval '1 ms' FOR UPDATE SKIP LOCKED) late
+         WHERE lease.resource = late.resource",
+    )
+    .bind::<BigInt, _>(ms(ttl))
+    .bind::<Array<Text>, _>(resources)
+    .execute(conn)?)
 }
 
 /// A lease as it stands.

@@ -3,7 +3,7 @@
 //! Whoever changes what is next for a key raises its cursor's revision: a worker that read it before can't move the cursor
 //! any more. Nothing else is needed for the key to go on, because the workers' sweep finds every key that may.
 
-use crate::{Error, Result, schema::stream_cursor};
+use crate::{Error, Result, schema::stream_cursor, streams};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -266,7 +266,7 @@ fn unpark(conn: &mut PgConnection, order: &Order<'_>, cursor: i64) -> Result<()>
             stream_cursor::last_error.eq(None::<String>),
         ))
         .execute(conn)?;
-    Ok(())
+    streams::rouse(conn, order.stream, &[order.key])
 }
 
 fn record(

@@ -227,6 +227,14 @@ impl Database {
         Ok(Self { pool, generation })
     }
 
+    /// The same with a single connection, for one whose work mustn't wait until others give theirs back.
+    ///
+    /// # Errors
+    /// When the URL can't be read.
+    pub fn open_alone(settings: &Settings, service: &str) -> std::result::Result<Self, InvalidSettings> {
+        Self::open(&Settings { pool_size: 1, ..settings.clone() }, service)
+    }
+
     /// A connection, not in a transaction.
     ///
     /// # Errors
@@ -267,6 +275,29 @@ impl Database {
         let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle.as_millis().max(1));
         self.transaction(|conn| {
             sql_query(&limit).execute(conn)?;
+            work(conn)
+        })
+    }
+
+    /// The same, and no statement waits for longer than `wait` for what another session holds.
+    ///
+    /// # Errors
+    /// As for [`Database::transaction`], and [`Error::Locked`].
+    pub fn transaction_unheld<T>(
+        &self,
+        idle: Duration,
+        wait: Duration,
+        mut work: impl FnMut(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        // In one round trip.
+        let limits = format!(
+            "SELECT set_config('idle_in_transaction_session_timeout', '{}', true),
+                    set_config('lock_timeout', '{}', true)",
+            idle.as_millis().max(1),
+            wait.as_millis().max(1),
+        );
+        self.transaction(|conn| {
+            sql_query(&limits).execute(conn)?;
             work(conn)
         })
     }

@@ -308,6 +308,7 @@ diesel::table! {
         processed_at -> Nullable<Timestamptz>,
         worker -> Nullable<Text>,
         outcome -> Nullable<Text>,
+        rests -> Bool,
     }
 }
 

@@ -16,7 +16,10 @@ use diesel::{
     sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz},
 };
 use domain::stream::{AccountEvent, AccountId, Payload, key_hash, shard};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 /// How a stream is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Queryable)]
@@ -153,6 +156,8 @@ pub struct Next {
     pub payload: String,
     /// When it was accepted.
     pub generated_at: DateTime<Utc>,
+    /// Whether that is still to come, by the database's clock: which was set back since.
+    pub ahead: bool,
 }
 
 /// How a key stands.
@@ -200,6 +205,8 @@ struct StateRow {
     payload: Option<String>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     generated_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    ahead: bool,
 }
 
 /// How the keys stand, in no order; unknown ones too.
@@ -211,7 +218,7 @@ pub fn load(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<St
         "SELECT k.key, coalesce(h.seq, 0) AS head, coalesce(c.seq, 0) AS cursor, coalesce(c.revision, 0) AS revision,
                 coalesce(c.attempts, 0) AS attempts, coalesce(c.deaths, 0) AS deaths, c.parked_at IS NOT NULL AS parked,
                 coalesce(ceil(extract(epoch FROM c.retry_at - clock_timestamp()) * 1000), 0)::bigint AS wait_ms,
-                e.payload::text AS payload, e.generated_at
+                e.payload::text AS payload, e.generated_at, coalesce(e.generated_at > clock_timestamp(), false) AS ahead
          FROM unnest($2) AS k (key)
          LEFT JOIN stream_head h ON h.stream = $1 AND h.key = k.key
          LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = k.key
@@ -234,6 +241,7 @@ pub fn load(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<St
                 seq: row.cursor + 1,
                 payload,
                 generated_at,
+                ahead: row.ahead,
             }),
             key: row.key,
         })
@@ -273,53 +281,135 @@ fn columns<'a>(positions: impl IntoIterator<Item = Position<'a>>) -> Columns<'a>
     columns
 }
 
+/// What became of a change of a key's cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It took place.
+    Made,
+    /// It didn't: the cursor isn't as it was when the event was loaded.
+    Late,
+    /// It didn't: another session holds the cursor just now. Nobody waits for it, so the same may be tried again.
+    Busy,
+}
+
 #[derive(QueryableByName)]
 struct KeyRow {
     #[diesel(sql_type = Text)]
     key: String,
 }
 
+/// Attempts at the next event of a key, as they were when it was loaded, or as this process has changed them since.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// The event.
+    pub position: Position<'a>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// Attempts that began on record and haven't ended; this one among them, if it's on record.
+    pub deaths: u32,
+}
+
+fn number(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// The attempts as columns beside those of their positions.
+fn counts<'a>(attempts: impl IntoIterator<Item = Attempt<'a>>) -> (Columns<'a>, Vec<i32>, Vec<i32>) {
+    let attempts: Vec<Attempt<'a>> = attempts.into_iter().collect();
+    let positions = columns(attempts.iter().map(|attempt| attempt.position));
+    let failed = attempts.iter().map(|attempt| number(attempt.attempts)).collect();
+    (positions, failed, attempts.iter().map(|attempt| number(attempt.deaths)).collect())
+}
+
+/// Returns what became of changes that were made for the keys `made`. Which of the others might still be made is asked for
+/// only if there are others: `attempts` are those that they depend on, with the most deaths that each may have.
+fn changes(
+    conn: &mut PgConnection,
+    name: &str,
+    (keys, seqs, revisions): &Columns<'_>,
+    attempts: Option<(&[i32], &[i32], i32)>,
+    made: impl IntoIterator<Item = String>,
+) -> Result<Vec<Change>> {
+    let made: HashSet<String> = made.into_iter().collect();
+    if made.len() == keys.len() {
+        return Ok(vec![Change::Made; keys.len()]);
+    }
+    let (failed, deaths, more) = attempts.unwrap_or_default();
+    let current: Vec<KeyRow> = sql_query(
+        "SELECT c.key
+         FROM unnest($2, $3, $4, $5, $6) AS wanted (key, seq, revision, attempts, deaths)
+         JOIN stream_cursor c ON c.stream = $1 AND c.key = wanted.key
+         WHERE c.seq = wanted.seq - 1 AND c.revision = wanted.revision
+           AND c.attempts = coalesce(wanted.attempts, c.attempts)
+           AND c.deaths BETWEEN coalesce(wanted.deaths, c.deaths) AND coalesce(wanted.deaths, c.deaths) + $7",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(keys)
+    .bind::<Array<BigInt>, _>(seqs)
+    .bind::<Array<Integer>, _>(revisions)
+    .bind::<Array<Integer>, _>(failed)
+    .bind::<Array<Integer>, _>(deaths)
+    .bind::<Integer, _>(more)
+    .load(conn)?;
+    let current: HashSet<String> = current.into_iter().map(|row| row.key).collect();
+    let change = |key: &&str| match () {
+        () if made.contains(*key) => Change::Made,
+        () if current.contains(*key) => Change::Busy,
+        () => Change::Late,
+    };
+    Ok(keys.iter().map(change).collect())
+}
+
+#[derive(QueryableByName)]
+struct AdvancedRow {
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = Bool)]
+    rested: bool,
+}
+
 /// Moves the cursor of each key from the event before to this one, and marks the event as applied by `worker`: where
-/// nobody else has, and no operator has changed what is next. Answers for each position whether it did. At most one
-/// position for each key. To be run in the transaction of the effects, before them, and only those that it did for may
-/// have an effect.
+/// nobody else has, and no operator has changed what is next. Returns for each position what became of it. At most one
+/// position for each key. To be run in the transaction of the effects, before them, and only those events whose cursors were
+/// moved may have an effect.
 ///
 /// # Errors
 /// The database's.
-pub fn advance(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], worker: &str) -> Result<Vec<bool>> {
-    let (keys, seqs, revisions) = columns(positions.iter().copied());
-    // Locked in the order of the keys: two batches that overlap could deadlock otherwise.
-    let won: Vec<KeyRow> = sql_query(
+pub fn advance(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], worker: &str) -> Result<Vec<Change>> {
+    let columns = columns(positions.iter().copied());
+    // Nobody waits for a cursor: one that somebody holds would hold up all other keys, and two batches could deadlock.
+    let won: Vec<AdvancedRow> = sql_query(
         "WITH locked AS (
-             SELECT c.key, done.seq
+             SELECT c.key, done.seq, c.parked_at IS NOT NULL OR c.retry_at IS NOT NULL AS rested
              FROM unnest($2, $3, $4) AS done (key, seq, revision)
              JOIN stream_cursor c ON c.stream = $1 AND c.key = done.key
              WHERE c.seq = done.seq - 1 AND c.revision = done.revision
-             ORDER BY c.key FOR UPDATE OF c),
+             FOR UPDATE OF c SKIP LOCKED),
          won AS (
              UPDATE stream_cursor c
              SET seq = locked.seq, attempts = 0, deaths = 0, retry_at = NULL, parked_at = NULL, last_error = NULL
              FROM locked WHERE c.stream = $1 AND c.key = locked.key AND c.seq = locked.seq - 1
-             RETURNING c.key, c.seq)
+             RETURNING c.key, c.seq, locked.rested)
          UPDATE stream_event e SET processed_at = clock_timestamp(), worker = $5, outcome = 'applied'
          FROM won WHERE e.stream = $1 AND e.key = won.key AND e.seq = won.seq
-         RETURNING e.key",
+         RETURNING e.key, won.rested",
     )
     .bind::<Text, _>(name)
-    .bind::<Array<Text>, _>(&keys)
-    .bind::<Array<BigInt>, _>(&seqs)
-    .bind::<Array<Integer>, _>(&revisions)
+    .bind::<Array<Text>, _>(&columns.0)
+    .bind::<Array<BigInt>, _>(&columns.1)
+    .bind::<Array<Integer>, _>(&columns.2)
     .bind::<Text, _>(worker)
     .load(conn)?;
-    let won: std::collections::HashSet<String> = won.into_iter().map(|row| row.key).collect();
-    Ok(keys.iter().map(|key| won.contains(*key)).collect())
+    let rested: Vec<&str> = won.iter().filter(|row| row.rested).map(|row| row.key.as_str()).collect();
+    rouse(conn, name, &rested)?;
+    changes(conn, name, &columns, None, won.into_iter().map(|row| row.key))
 }
 
 /// A failed attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct Failed<'a> {
     /// At which event.
-    pub position: Position<'a>,
+    pub attempt: Attempt<'a>,
     /// Why, on one line, without what users wrote.
     pub error: &'a str,
     /// After how long to try again; `None` parks the key.
@@ -329,85 +419,111 @@ pub struct Failed<'a> {
     pub counts: bool,
 }
 
-/// Notes failed attempts, unless the event has taken effect or an operator has changed it meanwhile.
+/// The longest wait for an attempt, so that the time that comes of it is one that the database knows.
+const WAIT_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+fn ms(wait: Duration) -> i64 {
+    i64::try_from(wait.min(WAIT_MAX).as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Notes failed attempts, unless the event has taken effect, an operator has changed it, or other attempts at it have ended
+/// or begun meanwhile: so one that is noted again, because no answer came, counts once. Returns what became of each.
 ///
 /// # Errors
 /// The database's.
-pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Result<()> {
-    let (keys, seqs, revisions) = columns(failed.iter().map(|failed| failed.position));
-    let waits: Vec<Option<i64>> = failed
-        .iter()
-        .map(|failed| failed.retry_after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
-        .collect();
-    // In the order of the keys, as above.
-    sql_query(
+pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Result<Vec<Change>> {
+    let (columns, attempts, deaths) = counts(failed.iter().map(|failed| failed.attempt));
+    let waits: Vec<Option<i64>> = failed.iter().map(|failed| failed.retry_after.map(ms)).collect();
+    let made: Vec<KeyRow> = sql_query(
         "WITH locked AS (
              SELECT c.key, failed.error, failed.wait_ms, failed.counts
-             FROM unnest($2, $3, $4, $5, $6, $7) AS failed (key, seq, revision, error, wait_ms, counts)
+             FROM unnest($2, $3, $4, $5, $6, $7, $8, $9)
+                  AS failed (key, seq, revision, attempts, deaths, error, wait_ms, counts)
              JOIN stream_cursor c ON c.stream = $1 AND c.key = failed.key
              WHERE c.seq = failed.seq - 1 AND c.revision = failed.revision
-             ORDER BY c.key FOR UPDATE OF c)
+               AND c.attempts = failed.attempts AND c.deaths = failed.deaths
+             FOR UPDATE OF c SKIP LOCKED)
          UPDATE stream_cursor c
          SET attempts = c.attempts + CASE WHEN locked.counts THEN greatest(c.deaths, 1) ELSE 0 END,
              deaths = CASE WHEN locked.counts THEN 0 ELSE greatest(c.deaths - 1, 0) END, last_error = locked.error,
              retry_at = clock_timestamp() + locked.wait_ms * interval '1 ms',
              parked_at = CASE WHEN locked.wait_ms IS NULL THEN clock_timestamp() END
-         FROM locked WHERE c.stream = $1 AND c.key = locked.key",
+         FROM locked WHERE c.stream = $1 AND c.key = locked.key
+         RETURNING c.key",
     )
     .bind::<Text, _>(name)
-    .bind::<Array<Text>, _>(&keys)
-    .bind::<Array<BigInt>, _>(&seqs)
-    .bind::<Array<Integer>, _>(&revisions)
+    .bind::<Array<Text>, _>(&columns.0)
+    .bind::<Array<BigInt>, _>(&columns.1)
+    .bind::<Array<Integer>, _>(&columns.2)
+    .bind::<Array<Integer>, _>(&attempts)
+    .bind::<Array<Integer>, _>(&deaths)
     .bind::<Array<Text>, _>(failed.iter().map(|failed| failed.error).collect::<Vec<_>>())
     .bind::<Array<Nullable<BigInt>>, _>(waits)
     .bind::<Array<Bool>, _>(failed.iter().map(|failed| failed.counts).collect::<Vec<_>>())
-    .execute(conn)?;
-    Ok(())
+    .load(conn)?;
+    changes(conn, name, &columns, Some((&attempts, &deaths, 0)), made.into_iter().map(|row| row.key))
 }
 
-/// Puts attempts on record that may kill their process: committed before they begin, and gone when they have ended.
+/// Puts attempts on record that may kill their process: committed before they begin, and gone when they have ended. Each is
+/// one more than the deaths that are known of; if it's on record already, that was the same, whose answer was lost. Returns
+/// what became of each: only those that are on record may begin.
 ///
 /// # Errors
 /// The database's.
-pub fn begin(conn: &mut PgConnection, name: &str, positions: &[Position<'_>]) -> Result<()> {
-    change_deaths(conn, name, positions, 1)
+pub fn begin(conn: &mut PgConnection, name: &str, attempts: &[Attempt<'_>]) -> Result<Vec<Change>> {
+    change_deaths(conn, name, attempts, 1)
 }
 
-/// Takes back attempts on record that were given up, to be made again.
+/// Takes back attempts on record that were given up, to be made again, if nothing else has ended or begun meanwhile. Returns
+/// what became of each.
 ///
 /// # Errors
 /// The database's.
-pub fn take_back(conn: &mut PgConnection, name: &str, positions: &[Position<'_>]) -> Result<()> {
-    change_deaths(conn, name, positions, -1)
+pub fn take_back(conn: &mut PgConnection, name: &str, attempts: &[Attempt<'_>]) -> Result<Vec<Change>> {
+    change_deaths(conn, name, attempts, -1)
 }
 
-fn change_deaths(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], by: i32) -> Result<()> {
-    let (keys, seqs, revisions) = columns(positions.iter().copied());
-    // In the order of the keys, as above.
-    sql_query(
+fn change_deaths(conn: &mut PgConnection, name: &str, attempts: &[Attempt<'_>], by: i32) -> Result<Vec<Change>> {
+    let (columns, failed, deaths) = counts(attempts.iter().copied());
+    let more = by.max(0);
+    let made: Vec<KeyRow> = sql_query(
         "WITH locked AS (
-             SELECT c.key
-             FROM unnest($2, $3, $4) AS begun (key, seq, revision)
-             JOIN stream_cursor c ON c.stream = $1 AND c.key = begun.key
-             WHERE c.seq = begun.seq - 1 AND c.revision = begun.revision
-             ORDER BY c.key FOR UPDATE OF c)
-         UPDATE stream_cursor c SET deaths = greatest(c.deaths + $5, 0)
-         FROM locked WHERE c.stream = $1 AND c.key = locked.key",
+             SELECT c.key, greatest(wanted.deaths + $7, 0) AS deaths
+             FROM unnest($2, $3, $4, $5, $6) AS wanted (key, seq, revision, attempts, deaths)
+             JOIN stream_cursor c ON c.stream = $1 AND c.key = wanted.key
+             WHERE c.seq = wanted.seq - 1 AND c.revision = wanted.revision
+               AND c.attempts = wanted.attempts AND c.deaths BETWEEN wanted.deaths AND wanted.deaths + $8
+             FOR UPDATE OF c SKIP LOCKED)
+         UPDATE stream_cursor c SET deaths = locked.deaths
+         FROM locked WHERE c.stream = $1 AND c.key = locked.key
+         RETURNING c.key",
     )
     .bind::<Text, _>(name)
-    .bind::<Array<Text>, _>(&keys)
-    .bind::<Array<BigInt>, _>(&seqs)
-    .bind::<Array<Integer>, _>(&revisions)
+    .bind::<Array<Text>, _>(&columns.0)
+    .bind::<Array<BigInt>, _>(&columns.1)
+    .bind::<Array<Integer>, _>(&columns.2)
+    .bind::<Array<Integer>, _>(&failed)
+    .bind::<Array<Integer>, _>(&deaths)
     .bind::<Integer, _>(by)
-    .execute(conn)?;
-    Ok(())
+    .bind::<Integer, _>(more)
+    .load(conn)?;
+    changes(conn, name, &columns, Some((&failed, &deaths, more)), made.into_iter().map(|row| row.key))
 }
 
+/// The most events of a key that are marked as resting: so many at most are marked anew when it goes on. Keys with more of
+/// them that wait are looked at with every sweep, as there are few.
+const RESTING_MAX: i64 = 100;
+
+/// A key that waits for longer than this rests: marking its events twice costs less than looking at it with every sweep.
+const REST_AFTER: Duration = Duration::from_secs(30);
+
 /// Keys of some shards, out of those with events that wait.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Keys that aren't parked and whose time for a retry has come, in order.
+    /// Keys that may go on, in order.
     pub keys: Vec<String>,
+    /// Keys that may not for long: see [`rest`].
+    pub resting: Vec<String>,
     /// Where the next sweep goes on; `None` when this one came to the end.
     pub after: Option<String>,
 }
@@ -418,10 +534,12 @@ struct SweptRow {
     key: String,
     #[diesel(sql_type = Bool)]
     due: bool,
+    #[diesel(sql_type = Bool)]
+    rests: bool,
 }
 
-/// Looks at up to `limit` keys beyond `after` (the empty string is before all) that have events which wait, and answers
-/// those of the shards that may go on now.
+/// Looks at up to `limit` keys beyond `after` (the empty string is before all) that have events which wait and don't rest, and
+/// returns those of the shards that may go on now, and don't because of a retry: see [`due`].
 ///
 /// # Errors
 /// The database's.
@@ -431,14 +549,15 @@ pub fn sweep(conn: &mut PgConnection, name: &str, shards: i32, held: &[i32], aft
     let rows: Vec<SweptRow> = sql_query(
         "WITH RECURSIVE pending AS (
              (SELECT key, key_hash FROM stream_event
-              WHERE stream = $1 AND key > $4 AND processed_at IS NULL ORDER BY key, seq LIMIT 1)
+              WHERE stream = $1 AND NOT rests AND key > $4 AND processed_at IS NULL ORDER BY key, seq LIMIT 1)
              UNION ALL
              SELECT further.* FROM pending, LATERAL (
                  SELECT key, key_hash FROM stream_event
-                 WHERE stream = $1 AND key > pending.key AND processed_at IS NULL ORDER BY key, seq LIMIT 1) further),
+                 WHERE stream = $1 AND NOT rests AND key > pending.key AND processed_at IS NULL
+                 ORDER BY key, seq LIMIT 1) further),
          page AS (SELECT * FROM pending LIMIT $5)
-         SELECT page.key, page.key_hash % $2 = ANY ($3) AND c.parked_at IS NULL
-                    AND coalesce(c.retry_at <= clock_timestamp(), true) AS due
+         SELECT page.key, page.key_hash % $2 = ANY ($3) AND c.parked_at IS NULL AND c.retry_at IS NULL AS due,
+                c.parked_at IS NOT NULL OR coalesce(c.retry_at > clock_timestamp() + $6 * interval '1 ms', false) AS rests
          FROM page JOIN stream_cursor c ON c.stream = $1 AND c.key = page.key ORDER BY page.key",
     )
     .bind::<Text, _>(name)
@@ -446,8 +565,112 @@ pub fn sweep(conn: &mut PgConnection, name: &str, shards: i32, held: &[i32], aft
     .bind::<Array<Integer>, _>(held)
     .bind::<Text, _>(after)
     .bind::<BigInt, _>(limit)
+    .bind::<BigInt, _>(ms(REST_AFTER))
     .load(conn)?;
     let full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= limit;
-    let after = rows.last().filter(|_| full).map(|row| row.key.clone());
-    Ok(Swept { keys: rows.into_iter().filter(|row| row.due).map(|row| row.key).collect(), after })
+    let mut swept = Swept { after: rows.last().filter(|_| full).map(|row| row.key.clone()), ..Swept::default() };
+    for SweptRow { key, due, rests } in rows {
+        if rests {
+            swept.resting.push(key);
+        } else if due {
+            swept.keys.push(key);
+        }
+    }
+    Ok(swept)
+}
+
+/// Has the events of keys rest that are parked, or wait for long: the sweep passes them over until the key goes on. That an
+/// event rests means that its key's cursor says so too, for both change under the cursor's lock; [`rouse`] ends it. Returns
+/// how many events began to rest.
+///
+/// # Errors
+/// The database's.
+pub fn rest(conn: &mut PgConnection, name: &str, keys: &[String]) -> Result<usize> {
+    if keys.is_empty() {
+        return Ok(0);
+    }
+    Ok(sql_query(
+        "WITH resting AS (
+             SELECT key FROM stream_cursor
+             WHERE stream = $1 AND key = ANY ($2)
+               AND (parked_at IS NOT NULL OR retry_at > clock_timestamp() + $3 * interval '1 ms')
+             FOR UPDATE SKIP LOCKED),
+         few AS (
+             SELECT key FROM resting WHERE $4 >= (
+                 SELECT count(*) FROM (
+                     SELECT FROM stream_event e WHERE e.stream = $1 AND e.rests = ANY ('{f,t}') AND e.key = resting.key
+                     AND e.processed_at IS NULL LIMIT $4 + 1) waiting)),
+         tired AS (
+             SELECT e.key, e.seq FROM few JOIN stream_event e
+             ON e.stream = $1 AND NOT e.rests AND e.key = few.key AND e.processed_at IS NULL
+             FOR UPDATE OF e SKIP LOCKED)
+         UPDATE stream_event e SET rests = true
+         FROM tired WHERE e.stream = $1 AND e.key = tired.key AND e.seq = tired.seq",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Array<Text>, _>(keys)
+    .bind::<BigInt, _>(ms(REST_AFTER))
+    .bind::<BigInt, _>(RESTING_MAX)
+    .execute(conn)?)
+}
+
+/// Ends the rest of these keys' events, in the transaction that changes what their cursors say.
+pub(crate) fn rouse(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<()> {
+    if !keys.is_empty() {
+        sql_query(
+            "UPDATE stream_event SET rests = false
+             WHERE stream = $1 AND rests AND key = ANY ($2) AND processed_at IS NULL",
+        )
+        .bind::<Text, _>(name)
+        .bind::<Array<Text>, _>(keys)
+        .execute(conn)?;
+    }
+    Ok(())
+}
+
+/// A key whose time for a retry has come.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Due {
+    /// The key.
+    #[diesel(sql_type = Text)]
+    pub key: String,
+    /// When it had come.
+    #[diesel(sql_type = Timestamptz)]
+    pub retry_at: DateTime<Utc>,
+}
+
+/// Returns up to `limit` keys whose time for a retry has come, behind the last one of the page before.
+///
+/// # Errors
+/// The database's.
+pub fn due(conn: &mut PgConnection, name: &str, behind: Option<&Due>, limit: i64) -> Result<Vec<Due>> {
+    Ok(sql_query(
+        "SELECT key, retry_at FROM stream_cursor
+         WHERE stream = $1 AND retry_at <= clock_timestamp()
+           AND (retry_at, key) > (coalesce($2, '-infinity'), $3)
+         ORDER BY retry_at, key LIMIT $4",
+    )
+    .bind::<Text, _>(name)
+    .bind::<Nullable<Timestamptz>, _>(behind.map(|due| due.retry_at))
+    .bind::<Text, _>(behind.map_or("", |due| &due.key))
+    .bind::<BigInt, _>(limit)
+    .load(conn)?)
+}
+
+/// Has keys tried again at once that wait for longer than any wait may last: the clock was set back since. Returns how many
+/// there were.
+///
+/// # Errors
+/// The database's.
+pub fn hasten(conn: &mut PgConnection, name: &str, longest: Duration) -> Result<usize> {
+    Ok(sql_query(
+        "UPDATE stream_cursor c SET retry_at = clock_timestamp()
+         FROM (SELECT key FROM stream_cursor
+               WHERE stream = $1 AND retry_at > clock_timestamp() + $2 * interval '1 ms'
+               FOR UPDATE SKIP LOCKED) late
+         WHERE c.stream = $1 AND c.key = late.key",
+    )
+    .bind::<Text, _>(name)
+    .bind::<BigInt, _>(ms(longest))
+    .execute(conn)?)
 }

@@ -12,7 +12,7 @@ use std::{
 };
 use storage::{
     Database, Error, PgConnection, admin, leases, outbox, parked,
-    streams::{self, Failed, Layout, Position, State},
+    streams::{self, Attempt, Change, Due, Failed, Layout, Position, State},
 };
 use test_support::{TestDatabase, eventually};
 
@@ -44,19 +44,39 @@ fn position(state: &State) -> Position<'_> {
 }
 
 fn advance(db: &TestDatabase, position: Position<'_>) -> bool {
-    let won = db.database().transaction(|conn| streams::advance(conn, ACCOUNT_EVENT, &[position], "test"));
-    won.unwrap() == [true]
+    let changes = db.database().transaction(|conn| streams::advance(conn, ACCOUNT_EVENT, &[position], "test"));
+    changes.unwrap() == [Change::Made]
 }
 
-fn fail(db: &TestDatabase, position: Position<'_>, retry_after: Option<Duration>) {
-    let failed = Failed { position, error: "told to", retry_after, counts: true };
-    db.database().transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[failed])).unwrap();
+/// The attempts at the event that is next for a key that stands so.
+fn attempt(state: &State) -> Attempt<'_> {
+    Attempt { position: position(state), attempts: state.attempts, deaths: state.deaths }
+}
+
+fn fail(db: &TestDatabase, state: &State, retry_after: Option<Duration>) -> Change {
+    let failed = Failed { attempt: attempt(state), error: "told to", retry_after, counts: true };
+    db.database().transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[failed])).unwrap()[0]
 }
 
 fn swept(db: &TestDatabase, held: &[i32]) -> Vec<String> {
     let swept = db.database().transaction(|conn| streams::sweep(conn, ACCOUNT_EVENT, 4, held, "", 1000)).unwrap();
     assert_eq!(swept.after, None);
     swept.keys
+}
+
+/// The keys whose time for a retry has come, by pages of `limit`.
+fn due(db: &TestDatabase, limit: i64) -> Vec<String> {
+    let mut conn = db.database().connection().unwrap();
+    let (mut found, mut last) = (Vec::new(), None::<Due>);
+    loop {
+        let page = streams::due(&mut conn, ACCOUNT_EVENT, last.as_ref(), limit).unwrap();
+        assert!(page.len() <= limit as usize && page.is_sorted_by_key(|due| (due.retry_at, due.key.clone())));
+        found.extend(page.iter().map(|due| due.key.clone()));
+        match page.into_iter().last() {
+            Some(due) => last = Some(due),
+            None => return found,
+        }
+    }
 }
 
 /// How many sessions of the test's database wait for an advisory lock.
@@ -241,23 +261,23 @@ fn of_all_who_apply_an_event_at_once_one_wins() {
                     }
                     let mut attempts = 0;
                     together.wait();
-                    let won = database.transaction(|conn| {
+                    let changes = database.transaction(|conn| {
                         attempts += 1;
                         streams::advance(conn, ACCOUNT_EVENT, &positions, &worker.to_string())
                     });
                     assert_eq!(attempts, 1, "two batches were at a deadlock");
-                    let won = won.unwrap();
-                    // What is answered for a position is so.
-                    for (position, won) in positions.iter().zip(&won) {
+                    let changes = changes.unwrap();
+                    // What is told of a position is so.
+                    for (position, change) in positions.iter().zip(&changes) {
                         let mut conn = database.connection().unwrap();
                         let mine = format!(
                             "SELECT count(*) AS n FROM stream_event WHERE key = '{}' AND worker = '{worker}'
                              AND outcome = 'applied'",
                             position.key
                         );
-                        assert_eq!(admin::count(&mut conn, &mine).unwrap(), i64::from(*won));
+                        assert_eq!(admin::count(&mut conn, &mine).unwrap(), i64::from(*change == Change::Made));
                     }
-                    won.into_iter().filter(|won| *won).count()
+                    changes.into_iter().filter(|change| *change == Change::Made).count()
                 })
             })
             .collect();
@@ -280,42 +300,76 @@ fn only_what_is_next_can_be_applied() {
 }
 
 #[test]
-fn whoever_waited_for_a_cursor_decides_by_what_was_committed_meanwhile() {
+fn nobody_waits_for_a_cursor_and_whoever_comes_back_to_it_decides_by_what_was_committed_meanwhile() {
     let db = TestDatabase::new();
     let database = open(&db);
     append(&db, &[("a", 1), ("a", 2), ("a", 3), ("a", 4), ("a", 5)]);
-    let waiting = "SELECT count(*) AS n FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let settle = |conn: &mut PgConnection, seq, succeeds: bool| {
-        let position = Position { key: "a", seq, revision: 0 };
+    let settle = |conn: &mut PgConnection, state: &State, succeeds: bool| {
         if succeeds {
-            return Ok(streams::advance(conn, ACCOUNT_EVENT, &[position], "test")? == [true]);
+            return Ok(streams::advance(conn, ACCOUNT_EVENT, &[position(state)], "test")?[0]);
         }
-        let failed = Failed { position, error: "told to", retry_after: Some(Duration::ZERO), counts: true };
-        streams::fail(conn, ACCOUNT_EVENT, &[failed]).map(|()| false)
+        let failed =
+            Failed { attempt: attempt(state), error: "told to", retry_after: Some(Duration::ZERO), counts: true };
+        Ok::<_, Error>(streams::fail(conn, ACCOUNT_EVENT, &[failed])?[0])
     };
-    // Whether the first one succeeds, how its transaction ends, whether the second one succeeds; whether that has moved
-    // the cursor, where it is then, and the attempts.
-    for (first, end, second, moved, cursor, attempts) in [
-        (false, "COMMIT", true, true, 1, 0),
-        (true, "ROLLBACK", true, true, 2, 0),
-        (true, "COMMIT", true, false, 3, 0),
-        (true, "COMMIT", false, false, 4, 0),
-        (false, "COMMIT", false, false, 4, 2),
+    // Whether the first one succeeds, how its transaction ends, whether the second one succeeds; what becomes of that,
+    // where the cursor is then, and the attempts.
+    for (first, end, second, became, cursor, attempts) in [
+        (false, "COMMIT", true, Change::Made, 1, 0),
+        (true, "ROLLBACK", true, Change::Made, 2, 0),
+        (true, "COMMIT", true, Change::Late, 3, 0),
+        (true, "COMMIT", false, Change::Late, 4, 0),
+        // Of two attempts at once one counts.
+        (false, "COMMIT", false, Change::Late, 4, 1),
     ] {
-        let seq = load(&db, "a").cursor + 1;
+        let state = load(&db, "a");
         let mut conn = database.connection().unwrap();
         admin::execute(&mut conn, "BEGIN").unwrap();
-        assert_eq!(settle(&mut conn, seq, first).unwrap(), first);
-        let won = thread::scope(|scope| {
-            let waiter = scope.spawn(|| database.transaction(|conn| settle(conn, seq, second)).unwrap());
-            eventually("the second one waits", || (db.count(waiting) == 1).then_some(()));
-            admin::execute(&mut conn, end).unwrap();
-            waiter.join().unwrap()
-        });
+        assert_eq!(settle(&mut conn, &state, first).unwrap(), Change::Made);
+        let settle_second = || database.transaction(|conn| settle(conn, &state, second)).unwrap();
+        assert_eq!(settle_second(), Change::Busy, "at event {}", state.cursor + 1);
+        admin::execute(&mut conn, end).unwrap();
+        assert_eq!(settle_second(), became, "at event {}", state.cursor + 1);
         let state = load(&db, "a");
-        assert_eq!((won, state.cursor, state.attempts), (moved, cursor, attempts), "at event {seq}");
+        assert_eq!((state.cursor, state.attempts), (cursor, attempts), "at event {}", state.cursor + 1);
     }
+}
+
+/// Two recorders, each of which has failed at one event and is done with the other's.
+#[test]
+fn transactions_that_change_the_same_cursors_in_opposite_orders_are_at_no_deadlock() {
+    let db = TestDatabase::new();
+    let database = open(&db);
+    append(&db, &[("a", 1), ("b", 1)]);
+    let (a, b) = (load(&db, "a"), load(&db, "b"));
+    let record = |first: &State, second: &State, conn: &mut PgConnection, meet: &dyn Fn()| {
+        let failed =
+            Failed { attempt: attempt(first), error: "told to", retry_after: Some(Duration::ZERO), counts: true };
+        let failed = streams::fail(conn, ACCOUNT_EVENT, &[failed])?[0];
+        meet();
+        Ok::<_, Error>((failed, streams::advance(conn, ACCOUNT_EVENT, &[position(second)], "test")?[0]))
+    };
+    let meeting = Barrier::new(2);
+    let both = |first, second| {
+        let mut tries = 0;
+        let recorded = database.transaction(|conn| {
+            tries += 1;
+            record(first, second, conn, &|| {
+                if tries == 1 {
+                    meeting.wait();
+                }
+            })
+        });
+        (recorded.unwrap(), tries)
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| both(&b, &a));
+        let made = ((Change::Made, Change::Busy), 1);
+        // Whoever is through first may leave its row to the other.
+        let one = both(&a, &b);
+        let other = other.join().unwrap();
+        assert!([one, other].contains(&made) && one.1 == 1 && other.1 == 1, "{one:?} {other:?}");
+    });
 }
 
 #[test]
@@ -325,11 +379,11 @@ fn an_operators_change_takes_the_event_from_those_who_read_it_before() {
     let order = parked::Order { stream: ACCOUNT_EVENT, key: "a", seq: None, by: "operator" };
     let change = |change: &dyn Fn(&mut PgConnection) -> storage::Result<i64>| {
         let before = load(&db, "a");
-        fail(&db, position(&before), None);
+        assert_eq!(fail(&db, &before, None), Change::Made);
         assert!(load(&db, "a").parked);
         db.database().transaction(change).unwrap();
         assert!(!advance(&db, position(&before)), "it was read before the change");
-        fail(&db, position(&before), None);
+        fail(&db, &before, None);
         let after = load(&db, "a");
         assert_eq!(after.revision, before.revision + 1);
         assert!(!after.parked && after.attempts == 0, "an attempt before the change doesn't count");
@@ -351,29 +405,30 @@ fn a_failed_attempt_is_due_again_later_and_the_last_one_parks_its_key() {
     let db = TestDatabase::new();
     append(&db, &[("a", 1), ("b", 1)]);
     let first = load(&db, "a");
-    fail(&db, position(&first), Some(Duration::from_secs(600)));
+    assert_eq!(fail(&db, &first, Some(Duration::from_secs(600))), Change::Made);
     let state = load(&db, "a");
     assert_eq!((state.attempts, state.parked), (1, false));
     assert!(state.wait > Duration::from_secs(500) && state.wait <= Duration::from_secs(600), "{:?}", state.wait);
-    assert_eq!(swept(&db, &[0, 1, 2, 3]), ["b"]);
+    assert_eq!((swept(&db, &[0, 1, 2, 3]), due(&db, 9)), (vec!["b".into()], vec![]));
+    assert_eq!(fail(&db, &first, None), Change::Late, "another attempt has failed since");
 
-    let away = Failed { position: position(&first), error: "away", retry_after: Some(Duration::ZERO), counts: false };
+    let away = Failed { attempt: attempt(&state), error: "away", retry_after: Some(Duration::ZERO), counts: false };
     db.database().transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[away])).unwrap();
     let state = load(&db, "a");
     assert_eq!((state.attempts, state.parked, state.wait), (1, false, Duration::ZERO));
-    assert_eq!(swept(&db, &[0, 1, 2, 3]), ["a", "b"]);
+    assert_eq!((swept(&db, &[0, 1, 2, 3]), due(&db, 9)), (vec!["b".into()], vec!["a".into()]));
 
-    fail(&db, position(&first), None);
+    assert_eq!(fail(&db, &state, None), Change::Made);
     let state = load(&db, "a");
     assert_eq!((state.attempts, state.parked), (2, true));
-    assert_eq!(swept(&db, &[0, 1, 2, 3]), ["b"]);
+    assert_eq!((swept(&db, &[0, 1, 2, 3]), due(&db, 9)), (vec!["b".into()], vec![]));
     assert_eq!(db.count("SELECT count(*) AS n FROM stream_cursor WHERE last_error = 'told to'"), 1);
 
     // A worker that believed it to be its own and succeeds after all: that settles it.
     assert!(advance(&db, position(&first)));
-    let state = load(&db, "a");
-    assert_eq!((state.cursor, state.attempts, state.parked), (1, 0, false));
-    fail(&db, position(&first), None);
+    let after = load(&db, "a");
+    assert_eq!((after.cursor, after.attempts, after.parked), (1, 0, false));
+    assert_eq!(fail(&db, &state, None), Change::Late);
     assert!(!load(&db, "a").parked, "what has taken effect doesn't fail");
 }
 
@@ -381,24 +436,32 @@ fn a_failed_attempt_is_due_again_later_and_the_last_one_parks_its_key() {
 fn attempts_on_record_are_counted_until_they_end() {
     let db = TestDatabase::new();
     append(&db, &[("a", 1), ("a", 2)]);
-    let state = load(&db, "a");
-    let change = |change: fn(&mut PgConnection, &str, &[Position<'_>]) -> storage::Result<()>, position| {
-        db.database().transaction(|conn| change(conn, ACCOUNT_EVENT, &[position])).unwrap();
-        load(&db, "a").deaths
+    type Changing = fn(&mut PgConnection, &str, &[Attempt<'_>]) -> storage::Result<Vec<Change>>;
+    let change = |change: Changing, attempt| {
+        let changes = db.database().transaction(|conn| change(conn, ACCOUNT_EVENT, &[attempt])).unwrap();
+        (changes[0], load(&db, "a").deaths)
     };
-    let first = position(&state);
-    assert_eq!(change(streams::begin, first), 1);
-    assert_eq!(change(streams::begin, first), 2);
-    assert_eq!(change(streams::take_back, first), 1);
-    assert_eq!(change(streams::begin, Position { revision: 1, ..first }), 1, "of another revision");
-    assert_eq!(change(streams::begin, Position { seq: 2, ..first }), 1, "of an event that isn't next");
-    assert!(advance(&db, first));
-    assert_eq!(load(&db, "a").deaths, 0);
-    let second = Position { seq: 2, ..first };
-    assert_eq!(change(streams::take_back, second), 0);
-    assert_eq!(change(streams::begin, second), 1);
-    fail(&db, second, Some(Duration::ZERO));
-    assert_eq!(load(&db, "a").deaths, 0);
+    let state = load(&db, "a");
+    let first = attempt(&state);
+    let on_record = |deaths| Attempt { deaths, ..first };
+    assert_eq!(change(streams::begin, first), (Change::Made, 1));
+    assert_eq!(change(streams::begin, first), (Change::Made, 1), "the same again");
+    assert_eq!(change(streams::begin, on_record(1)), (Change::Made, 2), "another one, which knows of it");
+    assert_eq!(change(streams::begin, first), (Change::Late, 2));
+    assert_eq!(change(streams::take_back, on_record(1)), (Change::Late, 2));
+    assert_eq!(change(streams::take_back, on_record(2)), (Change::Made, 1));
+    assert_eq!(change(streams::take_back, on_record(2)), (Change::Late, 1), "the same again");
+    let elsewhere = |position| Attempt { position, ..on_record(1) };
+    let other_revision = elsewhere(Position { revision: 1, ..first.position });
+    assert_eq!(change(streams::begin, other_revision), (Change::Late, 1));
+    assert_eq!(change(streams::begin, elsewhere(Position { seq: 2, ..first.position })), (Change::Late, 1));
+    assert!(advance(&db, first.position));
+    let state = load(&db, "a");
+    assert_eq!(state.deaths, 0);
+    let second = attempt(&state);
+    assert_eq!(change(streams::begin, second), (Change::Made, 1));
+    assert_eq!(fail(&db, &State { deaths: 1, ..state.clone() }, Some(Duration::ZERO)), Change::Made);
+    assert_eq!((load(&db, "a").deaths, load(&db, "a").attempts), (0, 1));
 }
 
 #[test]
@@ -408,17 +471,19 @@ fn the_sweep_finds_what_may_go_on_in_its_shards_page_by_page() {
     for _ in 0..3 {
         append(&db, &keys.iter().map(|key| (key.as_str(), 0)).collect::<Vec<_>>());
     }
-    let mut expected: BTreeMap<i32, BTreeSet<String>> = BTreeMap::new();
+    let (mut expected, mut retried) = (BTreeMap::<i32, BTreeSet<String>>::new(), BTreeSet::new());
     for (number, key) in keys.iter().enumerate() {
         match number % 6 {
             // Done.
             0 => (0..3).for_each(|_| assert!(advance(&db, position(&load(&db, key))))),
-            1 => fail(&db, position(&load(&db, key)), None),
-            2 => fail(&db, position(&load(&db, key)), Some(Duration::from_secs(600))),
+            1 => _ = fail(&db, &load(&db, key), None),
+            2 => _ = fail(&db, &load(&db, key), Some(Duration::from_secs(600))),
+            3 => {
+                fail(&db, &load(&db, key), Some(Duration::ZERO));
+                retried.insert(key.clone());
+            }
             kind => {
-                if kind == 3 {
-                    fail(&db, position(&load(&db, key)), Some(Duration::ZERO));
-                } else if kind == 4 {
+                if kind == 4 {
                     assert!(advance(&db, position(&load(&db, key))));
                 }
                 expected.entry(shard(key_hash(key), 4)).or_default().insert(key.clone());
@@ -426,6 +491,9 @@ fn the_sweep_finds_what_may_go_on_in_its_shards_page_by_page() {
         }
     }
     assert_eq!(expected.len(), 4, "every shard has some");
+    for limit in [1, 3, 10, 11] {
+        assert_eq!(due(&db, limit).into_iter().collect::<BTreeSet<_>>(), retried, "pages of {limit}");
+    }
     for held in [&[][..], &[0], &[1, 3], &[0, 1, 2, 3]] {
         let expected: BTreeSet<&String> = held.iter().flat_map(|shard| &expected[shard]).collect();
         assert_eq!(swept(&db, held).iter().collect::<BTreeSet<_>>(), expected);
@@ -601,7 +669,7 @@ fn members_are_those_who_have_been_there_lately() {
 
 /// Workers that believe the same keys to be theirs, in batches of any kind, each in an order of its own.
 #[test]
-fn overlapping_batches_of_all_kinds_wait_for_each_other_without_a_deadlock() {
+fn overlapping_batches_of_all_kinds_are_at_no_deadlock() {
     const WORKERS: usize = 6;
     let db = TestDatabase::new();
     let database = open(&db);
@@ -616,21 +684,19 @@ fn overlapping_batches_of_all_kinds_wait_for_each_other_without_a_deadlock() {
                     let mut positions: Vec<_> = keys.iter().map(|key| Position { key, seq: 1, revision: 0 }).collect();
                     positions.rotate_left((worker * 50 + round * 17) % 300);
                     positions.truncate(100 + 100 * (round % 3));
-                    let failed = |position| Failed {
-                        position,
-                        error: "told to",
-                        retry_after: Some(Duration::ZERO),
-                        counts: true,
-                    };
+                    let attempt = |position| Attempt { position, attempts: 0, deaths: 0 };
+                    let attempts: Vec<_> = positions.iter().copied().map(attempt).collect();
+                    let failed =
+                        |attempt| Failed { attempt, error: "told to", retry_after: Some(Duration::ZERO), counts: true };
                     let mut tries = 0;
                     let result = database.transaction(|conn| {
                         tries += 1;
                         match (worker + round) % 4 {
-                            0 => streams::begin(conn, ACCOUNT_EVENT, &positions),
-                            1 => streams::take_back(conn, ACCOUNT_EVENT, &positions),
+                            0 => streams::begin(conn, ACCOUNT_EVENT, &attempts).map(drop),
+                            1 => streams::take_back(conn, ACCOUNT_EVENT, &attempts).map(drop),
                             2 => {
-                                let failed: Vec<_> = positions.iter().copied().map(failed).collect();
-                                streams::fail(conn, ACCOUNT_EVENT, &failed)
+                                let failed: Vec<_> = attempts.iter().copied().map(failed).collect();
+                                streams::fail(conn, ACCOUNT_EVENT, &failed).map(drop)
                             }
                             _ => {
                                 streams::advance(conn, ACCOUNT_EVENT, &positions, "test")?;

@@ -719,6 +719,56 @@ impl Event for EventsSwept<'_> {
     }
 }
 
+/// Another session holds rows that events need: they were put off, and no attempt was counted.
+#[derive(Clone, Copy)]
+pub struct EventsPutOff<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// How many.
+    pub events: u64,
+    /// One of their keys.
+    pub key: &'a str,
+    /// How long they have waited.
+    pub waited: Duration,
+    /// Whether that is worth a line of its own.
+    pub say: bool,
+}
+
+impl Event for EventsPutOff<'_> {
+    fn emit(self) {
+        if self.say {
+            log::warn!(
+                stream = self.stream, events = self.events, key = self.key, waited_ms = millis(self.waited);
+                "events wait for rows that another session holds"
+            );
+        }
+        metrics::STREAM_PUT_OFF.add(self.stream, self.events);
+    }
+}
+
+/// Leases, members or waits lasted for longer than they may, and were shortened: the clock was set back.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockSetBack<'a> {
+    /// What it was found by: a service or a stream.
+    pub of: &'a str,
+    /// Leases.
+    pub leases: u64,
+    /// Members.
+    pub members: u64,
+    /// Keys that waited for another attempt.
+    pub waits: u64,
+}
+
+impl Event for ClockSetBack<'_> {
+    fn emit(self) {
+        log::warn!(
+            of = self.of, leases = self.leases, members = self.members, waits = self.waits;
+            "the database's clock was set back: what would last for too long was shortened"
+        );
+        metrics::CLOCK_SET_BACK.add(self.of, self.leases + self.members + self.waits);
+    }
+}
+
 /// The shards that this process works on have changed.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardsChanged<'a> {

@@ -77,6 +77,8 @@ metrics! {
     STREAM_RETRIED: Counter "stream.<stream>.retried" "failed events that wait for another attempt"
     STREAM_PARKED: Counter "stream.<stream>.parked" "keys parked for an operator"
     STREAM_SWEPT: Counter "stream.<stream>.swept" "keys that went on because of the sweep, not of a message"
+    STREAM_PUT_OFF: Counter "stream.<stream>.put_off" "times that an event was put off because another session holds its row"
+    CLOCK_SET_BACK: Counter "clock.<of>.shortened" "leases, members and waits of a service or a stream that lasted for too long"
     STREAM_TAKEN_OVER: Counter "stream.<stream>.taken_over" "shards taken from processes that had died or frozen"
     SWEEP_REMOVED: Counter "sweep.removed" "feed rows removed that no reader could see any more"
     ORDER_ERROR: Counter "order_error" "messages of the ordering lab whose time wasn't later than that of the one before"

@@ -53,6 +53,8 @@ fn emit_every_event() {
     }
     emit(EventOverran { stream, key: "a-1", seq: 3, limit: SECOND });
     emit(EventsSwept { stream, keys: 4 });
+    emit(EventsPutOff { stream, events: 2, key: "k", waited: SECOND, say: true });
+    emit(ClockSetBack { of: stream, leases: 1, members: 1, waits: 1 });
     emit(ShardsChanged { stream, held: 8, taken: 2, taken_over: 6, given_up: 0, members: 2 });
     let errors =
         BalanceChanged { consumer: 5, user: 7, version: 2, order_error: true, value_error: true, consumer_error: true };

@@ -205,7 +205,12 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
     /// Begins an attempt on record for those that were redelivered, then decodes and handles all.
     fn attempt(&mut self, received: Vec<Received>) -> Uninterrupted<()> {
         let suspects = suspects(&received);
-        self.record(&suspects, |ledger, suspects| ledger.begin(suspects))?;
+        let known: BTreeMap<_, _> = received.iter().map(|received| (suspect_id(received), received.deaths)).collect();
+        self.record(&suspects, |ledger, suspects| {
+            let deaths = |suspect: &Suspect<'_>| known.get(&(suspect.queue.into(), suspect.message_id.into()));
+            let with_deaths = |suspect: &Suspect<'_>| (*suspect, deaths(suspect).copied().unwrap_or(0));
+            ledger.begin(&suspects.iter().map(with_deaths).collect::<Vec<_>>())
+        })?;
         let result = self.decode(received).and_then(|items| self.handle(items));
         if result.is_err() && !suspects.is_empty() {
             // Nobody died: the next attempt need not be alone. If the database can't be told, it will be, at no harm.

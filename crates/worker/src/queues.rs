@@ -1,32 +1,37 @@
 //! What a worker consumes, which may change while it runs.
 
-use domain::topology::Topology;
+use domain::{Failure, topology::Topology};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Says what there is to be declared at the moment.
+type Source = dyn Fn() -> Result<Topology, Failure> + Send + Sync;
 
 /// The queues of a worker, shared with whoever changes them.
 #[derive(Clone, Default)]
-pub struct Queues(Arc<Mutex<Listed>>);
+pub struct Queues {
+    listed: Arc<Mutex<Listed>>,
+    topology: Option<Arc<Source>>,
+}
 
 #[derive(Default)]
 struct Listed {
     /// Goes up with each change.
     version: u64,
     names: Vec<String>,
-    topology: Topology,
 }
 
 impl Queues {
-    /// None for the time being.
-    pub fn none() -> Self {
-        Self::default()
+    /// None for the time being. On each connection is declared, after the fleet's own topology, what `topology` says then: a
+    /// process that was frozen meanwhile knows of queues that there aren't any more.
+    pub fn declared_by(topology: impl Fn() -> Result<Topology, Failure> + Send + Sync + 'static) -> Self {
+        Self { listed: Arc::default(), topology: Some(Arc::new(topology)) }
     }
 
-    /// Consume these from now on. On each connection the topology is declared first, after the fleet's own.
-    pub fn set(&self, names: Vec<String>, topology: Topology) {
+    /// Consume these from now on.
+    pub fn set(&self, names: Vec<String>) {
         let mut listed = self.listed();
         listed.version += 1;
         listed.names = names;
-        listed.topology = topology;
     }
 
     /// Their names.
@@ -34,8 +39,8 @@ impl Queues {
         self.listed().names.clone()
     }
 
-    pub(crate) fn topology(&self) -> Topology {
-        self.listed().topology.clone()
+    pub(crate) fn topology(&self) -> Result<Topology, Failure> {
+        self.topology.as_ref().map_or_else(|| Ok(Topology::default()), |topology| topology())
     }
 
     /// The names, if they have changed since `version`, which is brought up to date.
@@ -48,13 +53,13 @@ impl Queues {
     }
 
     fn listed(&self) -> MutexGuard<'_, Listed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl From<Vec<String>> for Queues {
     fn from(names: Vec<String>) -> Self {
-        let queues = Self::none();
+        let queues = Self::default();
         queues.listed().names = names;
         queues
     }

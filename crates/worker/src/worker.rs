@@ -68,7 +68,11 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
                 let consumer = Consumer::new(&self.broker, &name, Vec::new(), self.consuming.prefetch).on_connect(
                     move |session| {
                         broker::declare(session, &for_consumer)?;
-                        broker::declare(session, &queues.topology())
+                        let topology = queues.topology().map_err(|failure| broker::Error::Lost {
+                            doing: "asking what queues there are",
+                            source: failure.error().to_string().into(),
+                        })?;
+                        broker::declare(session, &topology)
                     },
                 );
                 let publisher = Publisher::new(&self.broker, &name)

@@ -5,7 +5,7 @@ use std::thread;
 use storage::{
     account_effects::{self, Effect},
     admin, results,
-    streams::{self, Position},
+    streams::{self, Change, Position},
 };
 use test_support::eventually;
 use ureq::http::Method;
@@ -24,7 +24,7 @@ fn apply(app: &App, account: &str, seqs: std::ops::RangeInclusive<i64>, worker: 
             .database()
             .transaction(|conn| {
                 let position = Position { key: account, seq, revision: 0 };
-                assert_eq!(streams::advance(conn, STREAM, &[position], worker)?, [true], "{account} {seq}");
+                assert_eq!(streams::advance(conn, STREAM, &[position], worker)?, [Change::Made], "{account} {seq}");
                 account_effects::record(conn, worker, &[Effect { account, seq, work_ms: 40 }])
             })
             .unwrap();

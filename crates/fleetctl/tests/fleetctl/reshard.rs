@@ -13,15 +13,19 @@ use outbox_relay::{Relay, Round};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Shutdown, TcpListener, TcpStream},
     ops::Range,
     process::{Child, Command},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 use storage::{
-    admin, leases, resharding,
+    PgConnection, admin, leases, resharding,
     streams::{self, Layout},
 };
 use test_support::{TestDatabase, TestVhost, broker_settings, eventually, log_retention};
@@ -187,22 +191,29 @@ fn a_stream_is_resharded_up_and_down_and_no_message_is_lost_with_a_queue() {
     let mut conn = stage.database.database().connection().unwrap();
     let ttl = Duration::from_secs(600);
     assert_eq!(leases::claim(&mut conn, "worker-1", ttl, &[&held], 1).unwrap().len(), 1);
-    let mut child = Running::start(stage.reshard(8));
+    let mut command = stage.reshard(8);
+    command.env("MURMURATION__SEQUENCED__LEASE_TTL_MS", "600000");
+    let mut child = Running::start(command);
     stage.await_layout(8, 32);
     // These go by the new number already.
     stage.accept();
     stage.relay();
     child.await_said("account_event: 24 queues unbound: account_event.s008 ");
     let old = accounts(16, 8..16) + 2 * accounts(32, 8..32);
-    assert!(child.is_running() && stage.depths().len() == 32, "the queues aren't empty");
-    stage.drain(8..32, old);
     stage.await_layout(8, 8);
-    child.await_said("account_event: they are empty");
+    eventually("it waits for the lease", || child.is_running().then_some(()));
+    // What somebody takes meanwhile isn't missed.
+    stage.drain(8..12, accounts(16, 8..12) + 2 * accounts(32, 8..12));
+    let old = old - accounts(16, 8..12) - 2 * accounts(32, 8..12);
     assert!(child.is_running() && stage.depths().len() == 32, "the lease is live");
     leases::release(&mut conn, "worker-1", &[&held]).unwrap();
     let report = child.end(0);
-    assert!(report.ends_with("account_event: 24 queues deleted\naccount_event: 8 shards in 8 queues\n"), "{report}");
-    let depths = stage.await_messages(400 - old);
+    let moved = format!(
+        "account_event: they are empty: {old} messages were moved to account_event.s000\n\
+         account_event: 24 queues deleted\naccount_event: 8 shards in 8 queues\n"
+    );
+    assert!(report.ends_with(&moved), "{report}");
+    let depths = stage.await_messages(400 - accounts(16, 8..12) - 2 * accounts(32, 8..12));
     assert_eq!(depths.keys().cloned().collect::<Vec<_>>(), names(0..8));
     assert!(stage.is_bound(7) && !stage.is_bound(8));
     assert_eq!(stage.leases(), 8);
@@ -211,51 +222,135 @@ fn a_stream_is_resharded_up_and_down_and_no_message_is_lost_with_a_queue() {
     assert!(!report.contains("deleted") && report.ends_with("8 shards in 8 queues\n"), "{report}");
 }
 
+/// What the broker says of a queue that is too busy to answer: no messages, no consumers.
+#[test]
+fn a_queue_that_looks_empty_and_isnt_keeps_its_messages() {
+    let stage = Stage::new();
+    stage.accept();
+    stage.relay();
+    stage.await_messages(100);
+    let (url, told) = told_nothing_of_depths(stage.vhost.url());
+    let mut command = stage.reshard(4);
+    command.env("AMQP_URL", url);
+    run(command, 0);
+    assert!(told.load(Ordering::Acquire) >= 12, "it has looked");
+    assert_eq!(stage.await_messages(100).len(), 4);
+}
+
+/// A broker that tells of every queue that it's empty and unused, at the URL that is returned; and how often it has.
+fn told_nothing_of_depths(url: &str) -> (String, Arc<AtomicUsize>) {
+    const HOST: &str = "127.0.0.1:";
+    let listener = TcpListener::bind((HOST.trim_end_matches(':'), 0)).unwrap();
+    let (before, behind) = url.rsplit_once(HOST).unwrap();
+    let (port, path) = behind.split_once('/').unwrap();
+    let (port, told): (u16, _) = (port.parse().unwrap(), Arc::<AtomicUsize>::default());
+    let by_way = format!("{before}{HOST}{}/{path}", listener.local_addr().unwrap().port());
+    let telling = told.clone();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let (mut asking, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut asking, &mut asked);
+                let _ = asked.shutdown(Shutdown::Both);
+            });
+            let telling = telling.clone();
+            thread::spawn(move || {
+                let (mut server, mut client) = (server, client);
+                let _ = forward_frames(&mut server, &mut client, &telling);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    (by_way, told)
+}
+
+/// Frame by frame: its type, the channel, the length, what it holds, and a last byte.
+fn forward_frames(server: &mut TcpStream, client: &mut TcpStream, told: &AtomicUsize) -> std::io::Result<()> {
+    const DECLARE_OK: [u8; 4] = [0, 50, 0, 11];
+    loop {
+        let mut head = [0; 7];
+        server.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        let mut frame = vec![0; length + 1];
+        server.read_exact(&mut frame)?;
+        if head[0] == 1 && frame.starts_with(&DECLARE_OK) {
+            // Its last two numbers are those of messages and of consumers.
+            frame[length - 8..length].fill(0);
+            told.fetch_add(1, Ordering::Release);
+        }
+        client.write_all(&head)?;
+        client.write_all(&frame)?;
+    }
+}
+
 #[test]
 fn an_interrupted_reshard_goes_on_to_the_same_or_another_number() {
     let stage = Stage::new();
     stage.accept();
     stage.relay();
-    let child = Running::start(stage.reshard(4));
+    let mut conn = stage.database.database().connection().unwrap();
+    // Somebody holds a shard that is to go.
+    let claim = |conn: &mut PgConnection, shard| {
+        let held = shard_resource(ACCOUNT_EVENT, shard);
+        leases::announce(conn, &[&held]).unwrap();
+        assert_eq!(leases::claim(conn, "worker-1", Duration::from_secs(3600), &[&held], 1).unwrap().len(), 1);
+    };
+    let patient = |shards| {
+        let mut command = stage.reshard(shards);
+        command.env("MURMURATION__SEQUENCED__LEASE_TTL_MS", "3600000");
+        command
+    };
+    claim(&mut conn, 5);
+    let child = Running::start(patient(4));
     child.await_said("12 queues unbound");
+    stage.await_layout(4, 4);
     interrupt(&child.child);
     assert!(child.end(130).ends_with("interrupted; the same command goes on from here\n"));
-    assert_eq!(stage.layout(), Layout { shards: 4, queues: 16 });
+    assert_eq!(stage.depths().len(), 16);
 
     // To more shards than that: their queues are in use again, and those beyond are still to be emptied.
-    let child = Running::start(stage.reshard(12));
-    child.await_said("4 queues unbound: account_event.s012 account_event.s013 account_event.s014 account_event.s015\n");
-    stage.drain(12..16, accounts(16, 12..16));
-    child.end(0);
+    let report = run(patient(12), 0);
+    assert!(
+        report.contains(
+            "4 queues unbound: account_event.s012 account_event.s013 account_event.s014 account_event.s015\n"
+        ),
+        "{report}"
+    );
     assert_eq!(stage.layout(), Layout { shards: 12, queues: 12 });
-    stage.await_messages(accounts(16, 0..12));
+    stage.await_messages(100);
     assert!(stage.is_bound(5) && stage.is_bound(11) && !stage.is_bound(12));
-    stage.drain(0..12, accounts(16, 0..12) + 2);
-    assert!(run(stage.reshard(4), 0).contains("8 queues deleted"), "they are empty");
-    assert_eq!(stage.depths().len(), 4);
+    leases::release(&mut conn, "worker-1", &[&shard_resource(ACCOUNT_EVENT, 5)]).unwrap();
+    assert!(run(stage.reshard(4), 0).contains("8 queues deleted"));
+    assert_eq!(stage.await_messages(102).len(), 4);
 }
 
+/// Killed before it had deleted the queues; and a process that was frozen all the while, which declares again what it knew.
 #[test]
-fn a_reshard_that_died_before_it_had_deleted_the_queues_is_finished() {
+fn queues_that_are_left_over_are_found_and_taken_away_with_the_present_number() {
     let stage = Stage::new();
-    stage.accept();
-    stage.relay();
-    let child = Running::start(stage.reshard(2));
-    child.await_said("14 queues unbound");
-    // As if it had been killed when it had just told processes to let go, with one of them giving a message back.
-    interrupt(&child.child);
-    child.end(130);
+    run(stage.reshard(2), 0);
+    assert_eq!((stage.layout(), stage.leases()), (Layout { shards: 2, queues: 2 }, 2));
+    let mut session = Session::open(&broker_settings(stage.vhost.url()), "test").unwrap();
+    broker::declare(&mut session, &Topology::stream(ACCOUNT_EVENT, 16)).unwrap();
+    assert!(stage.is_bound(15) && stage.is_bound(9));
+    let report = run(stage.reshard(2), 0);
+    assert!(
+        report.contains("2 messages were moved to account_event.s000\naccount_event: 14 queues deleted\n"),
+        "{report}"
+    );
+    assert_eq!(stage.await_messages(2).keys().cloned().collect::<Vec<_>>(), names(0..2));
+}
+
+/// Its holder has died, and the clock was set back since.
+#[test]
+fn a_lease_that_lasts_for_too_long_holds_up_no_reshard() {
+    let stage = Stage::new();
     let mut conn = stage.database.database().connection().unwrap();
-    let layout = Layout { shards: 2, queues: 2 };
-    assert!(resharding::divide_within(&mut conn, ACCOUNT_EVENT, layout, Duration::from_secs(60)).unwrap());
-    stage.drain(3..16, accounts(16, 3..16));
-    let child = Running::start(stage.reshard(2));
-    // Processes are told to work on it once more.
-    stage.await_layout(2, 3);
-    stage.drain(2..3, accounts(16, 2..3));
-    assert!(child.end(0).ends_with("14 queues deleted\naccount_event: 2 shards in 2 queues\n"));
-    assert_eq!(stage.depths().keys().cloned().collect::<Vec<_>>(), names(0..2));
-    assert_eq!(stage.layout(), layout);
+    let held = shard_resource(ACCOUNT_EVENT, 15);
+    leases::claim(&mut conn, "worker-1", Duration::from_secs(3600), &[&held], 1).unwrap();
+    run(stage.reshard(8), 0);
+    assert_eq!(stage.leases(), 8);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use domain::stream::{ACCOUNT_EVENT, AccountId, Payload};
 use storage::{
     account_effects::{self, Effect},
-    streams::{self, Failed, Position, State},
+    streams::{self, Attempt, Change, Failed, Position, State},
 };
 use test_support::TestDatabase;
 
@@ -23,7 +23,7 @@ pub(crate) fn apply_as_seen(database: &TestDatabase, state: &State) -> bool {
     database
         .database()
         .transaction(|conn| {
-            let won = streams::advance(conn, ACCOUNT_EVENT, &[position], "worker")?[0];
+            let won = streams::advance(conn, ACCOUNT_EVENT, &[position], "worker")?[0] == Change::Made;
             if won {
                 account_effects::record(
                     conn,
@@ -45,7 +45,8 @@ pub(crate) fn apply(database: &TestDatabase, account: &str) {
 pub(crate) fn park(database: &TestDatabase, account: &str, error: &str) {
     let state = state(database, account);
     let position = Position { key: account, seq: state.cursor + 1, revision: state.revision };
-    let failed = Failed { position, error, retry_after: None, counts: true };
+    let attempt = Attempt { position, attempts: state.attempts, deaths: state.deaths };
+    let failed = Failed { attempt, error, retry_after: None, counts: true };
     database.database().transaction(|conn| streams::fail(conn, ACCOUNT_EVENT, &[failed])).unwrap();
     assert!(self::state(database, account).parked);
 }

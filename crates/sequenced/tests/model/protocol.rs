@@ -41,12 +41,21 @@ pub(crate) struct Guards {
     pub(crate) locked_head: bool,
     /// Keys with events that wait are looked for.
     pub(crate) sweep: bool,
+    /// Whoever has a key go on that was parked, or waited for a retry, ends the rest of its events.
+    pub(crate) rouse: bool,
     /// A worker takes up keys of the shards alone that it has, or believes to have, a lease on.
     pub(crate) leases: bool,
 }
 
-pub(crate) const ALL_GUARDS: Guards =
-    Guards { cursor: true, revision: true, one_transaction: true, locked_head: true, sweep: true, leases: true };
+pub(crate) const ALL_GUARDS: Guards = Guards {
+    cursor: true,
+    revision: true,
+    one_transaction: true,
+    locked_head: true,
+    sweep: true,
+    rouse: true,
+    leases: true,
+};
 
 /// What must never happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +119,10 @@ pub(crate) enum Action {
         worker: usize,
         key: usize,
     },
+    /// A sweep has the events of a key rest that is parked or waits: sweeps pass them over from then on.
+    Rest {
+        key: usize,
+    },
     /// A lane reads what is next.
     Load {
         worker: usize,
@@ -125,8 +138,13 @@ pub(crate) enum Action {
         worker: usize,
         key: usize,
     },
-    /// It has failed, and the event is due again some time later.
+    /// It has failed, and nothing is noted of it.
     Fail {
+        worker: usize,
+        key: usize,
+    },
+    /// It has failed, and the event is due again some time later.
+    Wait {
         worker: usize,
         key: usize,
     },
@@ -179,6 +197,10 @@ pub(crate) struct Key {
     cursor: u8,
     revision: u8,
     parked: bool,
+    /// Whether its next event waits for another attempt. Its time may have come at any moment.
+    waits: bool,
+    /// Which of its events rest.
+    rests: [bool; EVENTS],
     /// What has taken effect, or was skipped: this and everything before it. That this one number can say it is the
     /// invariant.
     settled: u8,
@@ -193,6 +215,20 @@ impl Key {
         let payload = *self.events.get(usize::from(self.cursor))?;
         let event = Event { seq: self.cursor + 1, revision: self.revision, payload };
         (payload > 0 && !self.parked).then_some(event)
+    }
+
+    /// Whether a sweep takes it up: its time has come, or one of its events waits that doesn't rest.
+    fn is_found(&self) -> bool {
+        let mut pending = usize::from(self.cursor)..usize::from(self.head);
+        !self.parked && !pending.is_empty() && (self.waits || pending.any(|event| !self.rests[event]))
+    }
+
+    /// It's neither parked nor does it wait any more.
+    fn go_on(&mut self, guards: Guards) {
+        if guards.rouse {
+            self.rests = Default::default();
+        }
+        (self.parked, self.waits) = (false, false);
     }
 
     fn take_effect(&mut self, event: Event) -> Result<(), Violation> {
@@ -275,6 +311,7 @@ impl Protocol for Case {
         self.producers(state, &mut step);
         self.messages(state, &mut step);
         self.lanes(state, &mut step);
+        self.rest(state, &mut step);
         self.leases(state, &mut step);
         self.operator(state, &mut step);
     }
@@ -393,8 +430,7 @@ impl Case {
             };
             match state.workers[worker].lanes[key] {
                 Lane::Idle => {
-                    let waits = row.head > row.cursor && !row.parked;
-                    if self.guards.sweep && own && waits {
+                    if self.guards.sweep && own && row.is_found() {
                         step(Action::Sweep { worker, key }, Ok(to(Lane::Woken)));
                     }
                 }
@@ -405,16 +441,22 @@ impl Case {
                 Lane::Loaded(event) => {
                     step(Action::Fail { worker, key }, Ok(to(Lane::Idle)));
                     let current = self.is_current(&row, event);
+                    // One that others have failed at meanwhile, until its key was parked, isn't noted.
+                    if current && !row.waits && !row.parked {
+                        let mut next = to(Lane::Idle);
+                        next.keys[key].waits = true;
+                        step(Action::Wait { worker, key }, Ok(next));
+                    }
                     if current && row.revision < self.changes {
                         let mut next = to(Lane::Idle);
-                        next.keys[key].parked = true;
+                        (next.keys[key].parked, next.keys[key].waits) = (true, false);
                         step(Action::Park { worker, key }, Ok(next));
                     }
                     if self.guards.one_transaction {
                         let mut next = to(Lane::Woken);
                         let row = &mut next.keys[key];
                         let effect = if current { row.take_effect(event) } else { Ok(()) };
-                        advance(row, current, event);
+                        self.advance(row, current, event);
                         step(Action::Apply { worker, key }, effect.map(|()| next));
                     } else {
                         let mut next = to(Lane::Effected(event));
@@ -424,9 +466,27 @@ impl Case {
                 }
                 Lane::Effected(event) => {
                     let mut next = to(Lane::Woken);
-                    advance(&mut next.keys[key], self.is_current(&row, event), event);
+                    self.advance(&mut next.keys[key], self.is_current(&row, event), event);
                     step(Action::Apply { worker, key }, Ok(next));
                 }
+            }
+        }
+    }
+
+    fn advance(&self, row: &mut Key, current: bool, event: Event) {
+        if current {
+            row.cursor = event.seq;
+            row.go_on(self.guards);
+        }
+    }
+
+    fn rest(&self, state: &State, step: &mut impl FnMut(Action, Result<State, Violation>)) {
+        for key in (0..KEYS).filter(|key| state.keys[*key].parked || state.keys[*key].waits) {
+            let mut next = *state;
+            let Key { cursor, head, ref mut rests, .. } = next.keys[key];
+            rests[usize::from(cursor)..usize::from(head)].fill(true);
+            if next != *state {
+                step(Action::Rest { key }, Ok(next));
             }
         }
     }
@@ -486,7 +546,7 @@ impl Case {
         for key in (0..KEYS).filter(|key| state.keys[*key].parked) {
             let mut next = *state;
             let row = &mut next.keys[key];
-            row.parked = false;
+            row.go_on(self.guards);
             row.revision += 1;
             step(Action::Retry { key }, Ok(next));
             let mut replaced = next;
@@ -499,12 +559,5 @@ impl Case {
             row.settled = row.cursor;
             step(Action::Skip { key }, Ok(skipped));
         }
-    }
-}
-
-fn advance(row: &mut Key, current: bool, event: Event) {
-    if current {
-        row.cursor = event.seq;
-        row.parked = false;
     }
 }

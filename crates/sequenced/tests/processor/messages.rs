@@ -111,6 +111,25 @@ fn messages_of_events_that_are_not_committed_are_set_aside_and_their_neighbours_
     no_json.body = b"{\"accountId".to_vec();
     let mut no_account = event("k000", 1);
     no_account.body = b"{\"accountId\": [1], \"seq\": 1}".to_vec();
+    let body = |account: &str, seq: &str, at: &str| {
+        let mut envelope = event("k000", 1);
+        envelope.body =
+            format!(r#"{{"accountId": {account}, "seq": {seq}, "payload": 1, "generatedAt": "{at}"}}"#).into_bytes();
+        envelope
+    };
+    const AT: &str = "2026-01-01T00:00:00Z";
+    // What a database couldn't hold, and what it could and nobody has.
+    let extreme = [
+        body("\"k000\\u0000\"", "1", AT),
+        body("\"k000\"", "9223372036854775808", AT),
+        body("\"k000\"", "1e300", AT),
+        body("\"k000\"", "9223372036854775807", AT),
+        body("\"k000\"", "-9223372036854775808", AT),
+    ];
+    // The time isn't looked at: the row has it.
+    let harmless = [body("\"k000\"", "1", "-5000-01-01T00:00:00Z"), body("\"k000\"", "1", "+200000-01-01T00:00:00Z")];
+    let mut no_id = event("k000", 1);
+    no_id.message_id = "\0".into();
     let mut other_type = event("k000", 1);
     other_type.kind = Some("publish_tweet".into());
     let bad =
@@ -118,19 +137,20 @@ fn messages_of_events_that_are_not_committed_are_set_aside_and_their_neighbours_
 
     let mut messages = stage.intercept();
     messages.iter_mut().for_each(|message| message.routing_key = shard_routing_key(0));
-    for (place, bad) in bad.into_iter().enumerate() {
-        messages.insert(5 * place, bad);
+    for (place, bad) in bad.into_iter().chain(extreme).enumerate() {
+        messages.insert(3 * place, bad);
     }
+    messages.extend(harmless.into_iter().chain([no_id]));
     stage.publish(&messages);
     stage.await_applied();
     stage.assert_in_order(41);
     let dead_letters = [queue::DEAD_LETTER.to_owned()];
-    eventually("they are set aside", || (stage.depth(&dead_letters) == 7).then_some(()));
+    eventually("they are set aside", || (stage.depth(&dead_letters) == 12).then_some(()));
     let mut reasons: Vec<_> =
         stage.drain(&dead_letters).into_iter().map(|headers| headers["x-error"].clone()).collect();
     reasons.sort();
-    let begins =
-        ["no such event", "no such event", "no such event", "no such event", "not JSON", "unknown type", "wrong shape"];
+    let begins = [("no such event", 6), ("not JSON", 1), ("unknown type", 1), ("wrong shape", 4)];
+    let begins = begins.into_iter().flat_map(|(begin, times)| [begin].repeat(times));
     assert!(reasons.iter().zip(begins).all(|(reason, begin)| reason.starts_with(begin)), "{reasons:#?}");
     eventually("every queue is empty", || (stage.depth(&queues(0..QUEUES)) == 0).then_some(()));
 }

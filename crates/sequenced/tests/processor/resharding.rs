@@ -1,6 +1,6 @@
 //! The number of shards changes while events flow.
 
-use crate::support::{Accounts, Stage, queues};
+use crate::support::{Accounts, Running, Stage, queues};
 use domain::topology::queue;
 use test_support::eventually;
 
@@ -39,4 +39,26 @@ fn events_take_effect_once_and_in_order_while_the_number_of_shards_changes() {
     for processor in processors {
         processor.stop();
     }
+}
+
+/// As if it had been frozen meanwhile: it looks at the number of shards once.
+#[test]
+fn a_process_that_was_not_told_of_fewer_queues_declares_no_others_when_it_connects_again() {
+    let stage = Stage::new();
+    let accounts = Accounts::prompt();
+    let mut processor = stage.processor(&accounts);
+    processor.settings.lease_ttl_ms = 7_200_000;
+    processor.settings.lease_renew_ms = 3_600_000;
+    let _processor = Running::start(processor);
+    stage.database.append_events(&[("a", "1")]);
+    stage.await_applied();
+    eventually("it has declared them", || (stage.existing(&queues(0..16)) == 16).then_some(()));
+    stage.divide(4, 4);
+    // The second time it connects, it's through with what it did the first time.
+    for _ in 0..2 {
+        stage.delete(&queues(3..16));
+        stage.close_connections();
+        eventually("it has connected again", || (stage.existing(&queues(3..4)) == 1).then_some(()));
+    }
+    assert_eq!(stage.existing(&queues(4..16)), 0);
 }

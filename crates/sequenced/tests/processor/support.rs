@@ -42,7 +42,7 @@ pub(crate) const NEVER_MS: u64 = 3_600_000;
 pub(crate) struct Stage {
     pub(crate) database: TestDatabase,
     broker: broker::Settings,
-    _vhost: Option<TestVhost>,
+    vhost: Option<TestVhost>,
 }
 
 impl Stage {
@@ -54,12 +54,12 @@ impl Stage {
     /// In this database.
     pub(crate) fn on(database: TestDatabase) -> Self {
         let vhost = TestVhost::new();
-        Self { broker: broker_settings(vhost.url()), database, _vhost: Some(vhost) }
+        Self { broker: broker_settings(vhost.url()), database, vhost: Some(vhost) }
     }
 
     /// At this broker, which nobody else uses.
     pub(crate) fn at(url: &str) -> Self {
-        Self { broker: broker_settings(url), database: TestDatabase::new(), _vhost: None }
+        Self { broker: broker_settings(url), database: TestDatabase::new(), vhost: None }
     }
 
     /// One that doesn't run yet.
@@ -81,6 +81,7 @@ impl Stage {
             health: HealthSettings { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0 },
             broker: self.broker.clone(),
             database: self.own_database(),
+            leases: Database::open_alone(&self.database.settings(), "test").expect("a usable URL"),
             handler: accounts.clone(),
         }
     }
@@ -174,6 +175,23 @@ impl Stage {
     pub(crate) fn declare(&self, queues: i32) {
         let mut session = Session::open(&self.broker, "test").expect("a session");
         broker::declare(&mut session, &Topology::stream(ACCOUNT_EVENT, queues)).expect("all declared");
+    }
+
+    /// How many of the queues are there.
+    pub(crate) fn existing(&self, queues: &[String]) -> usize {
+        let mut session = Session::open(&self.broker, "test").expect("a session");
+        broker::existing(&mut session, queues).expect("the broker answers").len()
+    }
+
+    /// Deletes queues with what is in them.
+    pub(crate) fn delete(&self, queues: &[String]) {
+        let mut session = Session::open(&self.broker, "test").expect("a session");
+        broker::delete_queues(&mut session, queues).expect("they are deleted");
+    }
+
+    /// Closes every connection to the broker.
+    pub(crate) fn close_connections(&self) {
+        self.vhost.as_ref().expect("a vhost").close_connections();
     }
 
     /// Publishes what has a queue.

@@ -244,8 +244,7 @@ fn redelivered_messages_are_on_record_while_they_run_and_suspects_run_alone() {
     publish(vhost.url(), ["a", "b", "suspect", "c", "killer"]);
     hand_out_once(vhost.url(), 5);
     let ledger = Arc::new(MemoryLedger::default());
-    ledger.begin(&[attempt(&on_record("suspect"))]).unwrap();
-    (0..3).for_each(|_| ledger.begin(&[attempt(&on_record("killer"))]).unwrap());
+    ledger.begin(&[(attempt(&on_record("suspect")), 0), (attempt(&on_record("killer")), 2)]).unwrap();
 
     let notes = Notes::default();
     let (noted, seen) = (notes.clone(), ledger.clone());

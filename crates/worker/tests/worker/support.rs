@@ -38,9 +38,9 @@ impl AttemptLedger for MemoryLedger {
         Ok(suspects.iter().map(|suspect| attempts.get(&key(suspect)).copied().unwrap_or(0)).collect())
     }
 
-    fn begin(&self, suspects: &[Suspect<'_>]) -> Result<(), Failure> {
+    fn begin(&self, suspects: &[(Suspect<'_>, u32)]) -> Result<(), Failure> {
         let mut attempts = self.0.lock().unwrap();
-        suspects.iter().for_each(|suspect| *attempts.entry(key(suspect)).or_default() += 1);
+        attempts.extend(suspects.iter().map(|(suspect, known)| (key(suspect), known + 1)));
         Ok(())
     }
 
