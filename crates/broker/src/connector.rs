@@ -64,6 +64,7 @@ impl Connector {
                 self.again = true;
                 self.link.watch(Some(session.alarm().clone()));
                 self.link.set_connected(true);
+                self.link.set_held_up(None);
                 Ok((session, made))
             }
             Err(error) => Err(session.post_mortem(error)),
@@ -89,6 +90,7 @@ impl Connector {
         self.link.set_blocked(false);
         self.link.watch(None);
         self.blocked = false;
+        self.link.set_held_up((!error.is_lost()).then(|| error.chain()));
     }
 
     /// Notes whether the broker accepts messages. True if that has changed.

@@ -1,6 +1,7 @@
 use std::{
+    collections::BTreeSet,
     mem,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -80,7 +81,12 @@ struct From {
     /// For a stream: where to begin.
     start: Option<StreamOffset>,
     prefetch: u16,
+    /// Of the queues, those that aren't consumed for now.
+    left_out: LeftOut,
 }
+
+/// Queues that a consumer leaves out whenever it connects, until they're taken from here.
+pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
 
 /// Takes deliveries from one or several queues, or from a stream, on a connection of its own that it opens when it's needed and again
 /// when it's lost.
@@ -100,7 +106,7 @@ impl Consumer {
     pub fn new(settings: &Settings, name: &str, queues: Vec<String>, prefetch: u16) -> Self {
         let queues = queues.into_iter().map(Into::into).collect();
         // To the broker, 0 is no limit.
-        let from = From { queues, start: None, prefetch: prefetch.max(1) };
+        let from = From { queues, start: None, prefetch: prefetch.max(1), left_out: LeftOut::default() };
         Self { connector: Connector::new(settings, name, "consume"), from, live: None, epoch: 0 }
     }
 
@@ -118,6 +124,21 @@ impl Consumer {
     pub fn on_connect(mut self, hook: impl FnMut(&mut Session) -> Result<(), Error> + Send + 'static) -> Self {
         self.connector.on_connect(hook);
         self
+    }
+
+    /// Leaves these queues out, whatever is in here when the hook has run.
+    #[must_use]
+    pub fn leaving_out(mut self, left_out: LeftOut) -> Self {
+        self.from.left_out = left_out;
+        self
+    }
+
+    /// The queues that it leaves out on the present connection.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<String> {
+        let Some(live) = &self.live else { return Vec::new() };
+        let is_consumed = |queue: &Arc<str>| live.sources.iter().any(|source| source.queue == *queue);
+        self.from.queues.iter().filter(|queue| !is_consumed(queue)).map(ToString::to_string).collect()
     }
 
     /// Whether there is a connection that isn't known to be lost.
@@ -286,7 +307,9 @@ impl Live {
         let channel = session.channel()?;
         channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, from.prefetch, false))?;
         let open = |queue| Source::open(&channel, queue, from.start);
-        let sources = from.queues.iter().map(open).collect::<Result<_, _>>()?;
+        let left_out = from.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sources = from.queues.iter().filter(|queue| !left_out.contains(&***queue)).map(open);
+        let sources = sources.collect::<Result<_, _>>()?;
         Ok((channel, sources))
     }
 

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::Difference;
+
 /// Why the broker didn't do something. No text holds the URL's password.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -56,12 +58,17 @@ pub enum Error {
         exchange: String,
     },
     /// Something of this name exists with other arguments.
-    #[error("{what} exists with other arguments than wanted: {text}")]
+    #[error(
+        "{what} exists with other arguments: {difference}; `fleetctl topology migrate {name}` gives it those, and keeps its \
+         messages"
+    )]
     Conflict {
-        /// The queue or exchange.
+        /// Queue or exchange, and its name.
         what: String,
-        /// What the broker says.
-        text: String,
+        /// Its name.
+        name: String,
+        /// In what it differs, or the first thing of several.
+        difference: Box<Difference>,
     },
     /// The broker refused for another reason, and closed the channel.
     #[error("the broker refused {doing}: {code} {text}")]

@@ -69,6 +69,7 @@ struct State {
     /// Whether there are any refusals. Asked with each confirm.
     refused: AtomicBool,
     refusals: Mutex<HashMap<Destination, Refusal>>,
+    held_up: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -134,6 +135,16 @@ impl Link {
             return Err("not connected".into());
         }
         publishing.iter().find_map(Self::trouble).map_or(Ok(()), Err)
+    }
+
+    /// What keeps it from being connected, if that stays as it is until somebody changes the settings or the broker.
+    #[must_use]
+    pub fn held_up(&self) -> Option<String> {
+        lock(&self.0.held_up).clone()
+    }
+
+    pub(crate) fn set_held_up(&self, why: Option<String>) {
+        *lock(&self.0.held_up) = why;
     }
 
     pub(crate) fn set_connected(&self, connected: bool) {

@@ -125,6 +125,11 @@ impl Session {
         }
     }
 
+    /// How long a call may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// A new channel.
     pub(crate) fn channel(&mut self) -> Result<Channel, Error> {
         const OPENING: &str = "opening a channel";

@@ -1,3 +1,4 @@
+use crate::{Error, address::Address};
 use ::settings::Secret;
 use serde::Deserialize;
 
@@ -17,4 +18,14 @@ pub struct Settings {
     pub window_messages: usize,
     /// Bytes of bodies that may be unconfirmed at a time, and the largest body that is published.
     pub window_bytes: usize,
+}
+
+impl Settings {
+    /// The vhost.
+    ///
+    /// # Errors
+    /// [`Error::Url`].
+    pub fn vhost(&self) -> Result<String, Error> {
+        Ok(Address::parse(&self.url)?.vhost)
+    }
 }

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use amiquip::{
     AmqpValue,
     AmqpValue::{LongInt, LongLongInt, LongString},
@@ -11,6 +13,7 @@ use crate::{Delivery, Error, Session, session::Channel};
 
 // AMQP's reply codes.
 const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// How full a queue is.
@@ -36,28 +39,80 @@ pub fn declare(session: &mut Session, topology: &Topology) -> Result<(), Error> 
         // Each on a channel of its own, which a refusal closes.
         match session.on_channel(|channel| declare_queue(channel, stream)) {
             // A queue of another kind has no such argument.
-            Err(Error::Conflict { text, .. }) if !text.contains("current is none") => {
-                log::debug!("stream `{}` keeps the retention that it was declared with: {text}", stream.name);
+            Err(Error::Conflict { difference, .. }) if !difference.has.is_empty() => {
+                log::debug!("stream `{}` keeps the retention that it was declared with: {difference}", stream.name);
             }
             declared => declared?,
         }
     }
     session.on_channel(|channel| {
-        for exchange in &topology.exchanges {
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            channel
-                .call("declaring an exchange", |raw| {
-                    raw.exchange_declare(exchange_type(exchange.kind), &exchange.name, options).map(drop)
-                })
-                .map_err(|error| explain_exchange(error, exchange))?;
-        }
+        topology.exchanges.iter().try_for_each(|exchange| declare_exchange(channel, exchange))?;
         queues.iter().try_for_each(|queue| declare_queue(channel, queue))?;
-        for binding in &topology.bindings {
-            channel.call("binding a queue", |raw| {
-                raw.queue_bind(&binding.queue, &binding.exchange, &binding.routing_key, FieldTable::new())
-            })?;
+        topology.bindings.iter().try_for_each(|binding| bind(channel, binding))
+    })
+}
+
+/// What the broker didn't let be declared.
+#[derive(Debug)]
+pub struct Refused {
+    /// The exchange's name, or the queue's.
+    pub name: String,
+    /// Whether it's a queue.
+    pub is_queue: bool,
+    /// Why.
+    pub error: Error,
+}
+
+/// The same, but what is refused keeps nobody from the rest. Nothing is bound to or from what is refused.
+///
+/// # Errors
+/// One that [is lost](Error::is_lost).
+pub fn declare_each(session: &mut Session, topology: &Topology) -> Result<Vec<Refused>, Error> {
+    match declare(session, topology) {
+        Err(error) if !error.is_lost() => {}
+        declared => return declared.map(|()| Vec::new()),
+    }
+    let mut all = Vec::new();
+    // Each on a channel of its own, which a refusal closes.
+    for exchange in &topology.exchanges {
+        let declared = session.on_channel(|channel| declare_exchange(channel, exchange));
+        note(&mut all, &exchange.name, false, declared)?;
+    }
+    for queue in &topology.queues {
+        let topology = Topology { queues: vec![queue.clone()], ..Topology::default() };
+        note(&mut all, &queue.name, true, declare(session, &topology))?;
+    }
+    for binding in &topology.bindings {
+        let is_end =
+            |refused: &Refused| refused.name == if refused.is_queue { &*binding.queue } else { &*binding.exchange };
+        if !all.iter().any(is_end) {
+            let bound = session.on_channel(|channel| bind(channel, binding));
+            note(&mut all, &binding.queue, true, bound)?;
         }
-        Ok(())
+    }
+    Ok(all)
+}
+
+fn note(refused: &mut Vec<Refused>, name: &str, is_queue: bool, declared: Result<(), Error>) -> Result<(), Error> {
+    match declared {
+        Err(error) if !error.is_lost() => refused.push(Refused { name: name.into(), is_queue, error }),
+        declared => declared?,
+    }
+    Ok(())
+}
+
+fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), Error> {
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    channel
+        .call("declaring an exchange", |raw| {
+            raw.exchange_declare(exchange_type(exchange.kind), &exchange.name, options).map(drop)
+        })
+        .map_err(|error| explain_exchange(error, exchange))
+}
+
+fn bind(channel: &Channel, binding: &Binding) -> Result<(), Error> {
+    channel.call("binding a queue", |raw| {
+        raw.queue_bind(&binding.queue, &binding.exchange, &binding.routing_key, FieldTable::new())
     })
 }
 
@@ -226,8 +281,8 @@ fn arguments(queue: &Queue) -> FieldTable {
         }
         Expiry::ReturnAfter(delay) => {
             set("x-message-ttl", LongLongInt(delay.as_millis().try_into().unwrap_or(i64::MAX)));
-            // To the queue that the routing key names, which is kept.
-            set("x-dead-letter-exchange", text(""));
+            set("x-dead-letter-exchange", text(exchange::RETURN));
+            // The routing key is kept.
             set("x-dead-letter-strategy", at_least_once);
         }
         Expiry::Never | Expiry::LoseAfter(_) | Expiry::Retain(_) => {}
@@ -246,9 +301,17 @@ fn explain_exchange(error: Error, exchange: &Exchange) -> Error {
 
 fn explain_conflict(error: Error, kind: &str, name: &str) -> Error {
     match error {
-        Error::Refused { code: PRECONDITION_FAILED, text, .. } => {
-            Error::Conflict { what: format!("{kind} `{name}`"), text }
-        }
+        Error::Refused { code: PRECONDITION_FAILED, text, .. } => Error::Conflict {
+            what: format!("{kind} `{name}`"),
+            name: name.into(),
+            difference: Difference::parse(&text).into(),
+        },
+        // Its connection is the only one that may use it, or its declaration.
+        Error::Refused { code: RESOURCE_LOCKED, .. } => Error::Conflict {
+            what: format!("{kind} `{name}`"),
+            name: name.into(),
+            difference: Difference::new("exclusive", "true", "false").into(),
+        },
         other => other,
     }
 }
@@ -261,5 +324,84 @@ pub(crate) fn explain_missing(error: Error, queue: &str) -> Error {
         }
         Error::Refused { code: NOT_FOUND, doing, text } => Error::lost(doing, text.clone()),
         _ => error,
+    }
+}
+
+/// In what something differs from what is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// The argument.
+    pub argument: String,
+    /// What it is; empty if it isn't set.
+    pub has: String,
+    /// What it should be; empty if it shouldn't be set.
+    pub wanted: String,
+}
+
+impl Difference {
+    fn new(argument: &str, has: &str, wanted: &str) -> Self {
+        Self { argument: argument.into(), has: has.into(), wanted: wanted.into() }
+    }
+
+    /// Understands `inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' of type 'longstr' but
+    /// current is none`. What it doesn't understand, it keeps as what there is.
+    fn parse(text: &str) -> Self {
+        let argument = text.split_once("arg '").and_then(|(_, rest)| rest.split_once('\''));
+        let values = text.split_once("received ").and_then(|(_, rest)| rest.split_once(" but current is "));
+        match (argument, values) {
+            (Some((argument, _)), Some((wanted, has))) => Self::new(argument, value(has), value(wanted)),
+            _ => Self::new("something", text, ""),
+        }
+    }
+}
+
+/// `'topic'`, `the value 'quorum' of type 'longstr'`, or `none`.
+fn value(told: &str) -> &str {
+    told.split('\'').nth(1).unwrap_or_default()
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A queue without a type is a classic one.
+        let named = |value: &str| match (value, &*self.argument) {
+            ("", "x-queue-type") => "classic".to_owned(),
+            ("", _) => "not set".to_owned(),
+            (value, _) => value.to_owned(),
+        };
+        write!(f, "its {} is {}, wanted is {}", self.argument, named(&self.has), named(&self.wanted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_what_there_is_and_what_is_wanted() {
+        for (text, told) in [
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' \
+                 of type 'longstr' but current is none",
+                "its x-queue-type is classic, wanted is quorum",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received none but current \
+                 is the value '1000' of type 'long'",
+                "its x-message-ttl is 1000, wanted is not set",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'e' in vhost '/': received 'direct' but current is \
+                 'topic'",
+                "its type is topic, wanted is direct",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is \
+                 'false'",
+                "its durable is false, wanted is true",
+            ),
+            ("something else", "its something is something else, wanted is not set"),
+        ] {
+            assert_eq!(Difference::parse(text).to_string(), told);
+        }
     }
 }

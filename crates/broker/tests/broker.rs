@@ -272,23 +272,25 @@ fn a_message_arrives_as_it_was_published() {
 }
 
 #[test]
-fn messages_wait_in_a_retry_queue_and_come_back_saying_so() {
+fn failed_messages_wait_and_then_say_where_they_are_to_return_to() {
     let node = node();
     let settings = node.settings();
     let delay = Duration::from_millis(300);
-    let mut topology = Topology::fleet(&[delay]);
-    topology.queues.extend(queues(&["patient"]).queues);
-    declare(&settings, &topology);
+    declare(&settings, &Topology::fleet(&[delay]));
     let started = Instant::now();
-    let envelope = Envelope::new("retry.300ms", "patient", vec![]);
+    let envelope = Envelope::new("wait.300ms", "patient", vec![]);
     Publisher::new(&settings, "test").publish_all(&[envelope], within(SOON)).unwrap();
 
-    let mut consumer = Consumer::new(&settings, "test", vec!["patient".into()], 10);
-    let [delivery] = &take(&mut consumer, 1)[..] else { unreachable!() };
+    let mut consumer = Consumer::new(&settings, "test", vec!["return".into()], 10);
+    let deliveries = take(&mut consumer, 1);
+    let [delivery] = &deliveries[..] else { unreachable!() };
+    assert_eq!(delivery.routing_key, "patient");
     assert!(started.elapsed() >= delay, "came after {:?}", started.elapsed());
     assert_eq!(delivery.headers[header::DEATH_REASON], "expired");
-    assert_eq!(delivery.headers[header::DEATH_QUEUE], "retry.300ms");
+    assert_eq!(delivery.headers[header::DEATH_QUEUE], "wait.300ms");
     assert!(delivery.headers[header::DEATH_TIME].ends_with('Z'));
+    assert_eq!(consumer.ack(deliveries), Acked { sent: 1, stale: 0 });
+    consumer.close(within(SOON));
 }
 
 #[test]

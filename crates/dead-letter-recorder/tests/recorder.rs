@@ -166,10 +166,9 @@ fn a_workers_dead_letter_is_recorded_once_for_each_death() {
 #[test]
 fn whatever_anybody_puts_into_the_queue_is_recorded() {
     let fleet = Fleet::new();
-    // The broker's own: it expires in a retry queue and comes here.
-    let mut expired = Envelope::new("retry.200ms", queue::DEAD_LETTER, b"expired".to_vec());
-    expired.message_id = "expired".into();
-    fleet.publish(&[expired]);
+    // The broker's own: it expires in its queue and comes here.
+    let expires = json!({"message_id": "expired", "expiration": "50"});
+    assert!(fleet.vhost.publish("publish_tweet", "publish_tweet", &expires, b"expired"));
     let garbage = [&b"\xff\0"[..], b"", b"the same", b"the same"];
     for body in garbage {
         let headers = json!({"nul": "a\0b", "x-replay": "many", "x-attempts": "-1", "x-failed-at": "noon"});
@@ -183,7 +182,7 @@ fn whatever_anybody_puts_into_the_queue_is_recorded() {
     let of = |body: &[u8]| letters.iter().filter(|letter| letter.body == body).collect::<Vec<_>>();
     assert_eq!(of(b"the same").len(), 2, "without an id, two that are alike may be meant twice");
     let expired = of(b"expired")[0];
-    assert_eq!((&*expired.error, &*expired.queue), ("the broker gave it up: expired", "retry.200ms"));
+    assert_eq!((&*expired.error, &*expired.queue), ("the broker gave it up: expired", "publish_tweet"));
     let garbage = of(b"\xff\0")[0];
     assert_eq!(garbage.error, "another program published it as a dead letter, without a reason");
     assert_eq!((&*garbage.queue, &*garbage.exchange, &*garbage.routing_key), ("dead_letter", "", "dead_letter"));

@@ -16,6 +16,10 @@ pub mod header {
     pub const PUBLISHED_AT_MS: &str = "x-published-at-ms";
     /// How often an operator has replayed the message from the dead letters.
     pub const REPLAY: &str = "x-replay";
+    /// The exchange that a message was published to in the first place that has been sent on since.
+    pub const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
+    /// The routing key that it was published with in the first place.
+    pub const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 }
 
 /// The longest id, in bytes: AMQP has no room for a longer one.

@@ -24,6 +24,8 @@ pub mod exchange {
     pub const MESSAGE: &str = crate::log::MESSAGE;
     /// Messages that were set aside.
     pub const DEAD_LETTER: &str = "dead_letter";
+    /// Messages that have waited for their next attempt.
+    pub const RETURN: &str = "return";
 }
 
 /// Names of queues.
@@ -40,6 +42,8 @@ pub mod queue {
     pub const SEND_NOTIFICATION_SMS: &str = "send_notification.sms";
     /// Messages that were set aside.
     pub const DEAD_LETTER: &str = "dead_letter";
+    /// Messages that have waited for their next attempt, to be brought back to the queue that their routing key names.
+    pub const RETURN: &str = "return";
 
     /// The queues of [`super::exchange::UPDATE_FEED`] in sorted order. Zero-padded names, bound in this order, keep the
     /// consistent-hash exchange's mapping as steady over restarts as it gets.
@@ -106,7 +110,7 @@ pub enum Expiry {
     /// Keep them until they're acknowledged; after [`DELIVERY_LIMIT`] deliveries to the exchange `dead_letter`, under
     /// the queue's own name.
     DeadLetter,
-    /// After this delay, to the queue that their routing key names.
+    /// After this delay, to the exchange `return`, under the routing key that they came with.
     ReturnAfter(Duration),
     /// Keep them whatever happens.
     Never,
@@ -148,12 +152,15 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The fleet's own, with one retry exchange and queue for each delay.
+    /// The fleet's own, with one exchange and queue for each delay that failed messages wait.
     pub fn fleet(retry_delays: &[Duration]) -> Self {
         let mut topology = Self::default();
         topology.exchange(exchange::DEAD_LETTER, ExchangeKind::Fanout);
         topology.queue(queue::DEAD_LETTER, Expiry::Never);
         topology.bind(exchange::DEAD_LETTER, queue::DEAD_LETTER, "");
+        topology.exchange(exchange::RETURN, ExchangeKind::Fanout);
+        topology.queue(queue::RETURN, Expiry::Never);
+        topology.bind(exchange::RETURN, queue::RETURN, "");
         for delay in retry_delays {
             let name = retry_name(*delay);
             topology.exchange(&name, ExchangeKind::Fanout);
@@ -166,6 +173,7 @@ impl Topology {
             topology.exchange(name, ExchangeKind::Direct);
             topology.queue(queue, Expiry::DeadLetter);
             topology.bind(name, queue, name);
+            // Other programs publish without a key.
             topology.bind(name, queue, "");
         }
         topology.exchange(exchange::UPDATE_FEED, ExchangeKind::ConsistentHash);
@@ -214,6 +222,45 @@ impl Topology {
         self
     }
 
+    /// What there has to be to consume these queues and to publish to these exchanges: beside them, every queue that is bound to
+    /// one of the exchanges, and where failed messages go. With the exchanges, too, that messages come to these queues by.
+    #[must_use]
+    pub fn part(&self, consumed: &[String], published_to: &[&str]) -> Self {
+        let sends_to = |exchange: &str| published_to.contains(&exchange) || self.is_for_failures(exchange);
+        let is_meant = |b: &&Binding| consumed.contains(&b.queue) || sends_to(&b.exchange);
+        let bindings: Vec<_> = self.bindings.iter().filter(is_meant).cloned().collect();
+        let has_part = |exchange: &&Exchange| {
+            sends_to(&exchange.name) || bindings.iter().any(|binding| binding.exchange == exchange.name)
+        };
+        let is_meant = |queue: &&Queue| {
+            consumed.contains(&queue.name) || bindings.iter().any(|binding| binding.queue == queue.name)
+        };
+        Self {
+            exchanges: self.exchanges.iter().filter(has_part).cloned().collect(),
+            queues: self.queues.iter().filter(is_meant).cloned().collect(),
+            bindings,
+        }
+    }
+
+    /// Whether failed messages go there: to wait, to come back, or to be set aside.
+    pub fn is_for_failures(&self, exchange: &str) -> bool {
+        let waits = |queue: &Queue| matches!(queue.expiry, Expiry::ReturnAfter(_)) && queue.name == exchange;
+        [exchange::DEAD_LETTER, exchange::RETURN].contains(&exchange) || self.queues.iter().any(waits)
+    }
+
+    /// The queues that a message may go to which is published to this exchange with this routing key.
+    pub fn routes<'a>(&'a self, exchange: &'a str, routing_key: &'a str) -> impl Iterator<Item = &'a str> {
+        let kind = self.exchanges.iter().find(|known| known.name == exchange).map(|known| known.kind);
+        // The fleet binds by no pattern.
+        let any_key = matches!(kind, Some(ExchangeKind::Fanout | ExchangeKind::ConsistentHash));
+        let bound = self
+            .bindings
+            .iter()
+            .filter(move |binding| binding.exchange == exchange && (any_key || binding.routing_key == routing_key));
+        let named = exchange.is_empty().then_some(routing_key);
+        bound.map(|binding| &*binding.queue).chain(named)
+    }
+
     fn exchange(&mut self, name: &str, kind: ExchangeKind) {
         self.exchanges.push(Exchange { name: name.into(), kind });
     }
@@ -239,7 +286,10 @@ impl Topology {
             let end = match &queue.expiry {
                 Expiry::DeadLetter => format!("acknowledged, or in `{}`", exchange::DEAD_LETTER),
                 Expiry::ReturnAfter(delay) => {
-                    format!("after {} ms, in the queue that their routing key names", delay.as_millis())
+                    format!("after {} ms, in `{}`", delay.as_millis(), queue::RETURN)
+                }
+                Expiry::Never if queue.name == queue::RETURN => {
+                    "brought back to the queue that their routing key names".into()
                 }
                 Expiry::Never => "acknowledged".into(),
                 Expiry::Retain(Retention { max_bytes, max_age_s, .. }) => {
@@ -259,13 +309,23 @@ impl Topology {
     }
 }
 
-/// The name of the retry exchange (and its queue) with this delay: `retry.1s`, `retry.10m`, `retry.250ms`.
+/// The name of the exchange (and its queue) for failed messages that wait so long: `wait.1s`, `wait.10m`, `wait.250ms`.
 pub fn retry_name(delay: Duration) -> String {
+    format!("wait.{}", short(delay))
+}
+
+/// What an earlier version had in place of [`retry_name`]: its messages went back to their queues by themselves, which those whose
+/// queue was gone or full kept all others from.
+pub fn earlier_retry_name(delay: Duration) -> String {
+    format!("retry.{}", short(delay))
+}
+
+fn short(delay: Duration) -> String {
     let ms = delay.as_millis();
     match ms {
-        _ if ms > 0 && ms.is_multiple_of(60_000) => format!("retry.{}m", ms / 60_000),
-        _ if ms > 0 && ms.is_multiple_of(1000) => format!("retry.{}s", ms / 1000),
-        _ => format!("retry.{ms}ms"),
+        _ if ms > 0 && ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
+        _ if ms > 0 && ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        _ => format!("{ms}ms"),
     }
 }
 
@@ -276,7 +336,33 @@ mod tests {
     #[test]
     fn retry_exchanges_are_named_by_their_delay() {
         let names = [1, 1000, 10_000, 60_000, 600_000, 90_000].map(|ms| retry_name(Duration::from_millis(ms)));
-        assert_eq!(names, ["retry.1ms", "retry.1s", "retry.10s", "retry.1m", "retry.10m", "retry.90s"]);
+        assert_eq!(names, ["wait.1ms", "wait.1s", "wait.10s", "wait.1m", "wait.10m", "wait.90s"]);
+    }
+
+    #[test]
+    fn a_part_is_what_a_service_needs_and_no_more() {
+        fn names<T>(all: &[T], name: fn(&T) -> &String) -> Vec<&str> {
+            all.iter().map(|one| name(one).as_str()).collect()
+        }
+        let whole = Topology::fleet(&[Duration::from_secs(1)]);
+        let part = whole.part(&["publish_tweet".into()], &["send_notification"]);
+        let exchanges = names(&part.exchanges, |exchange| &exchange.name);
+        assert_eq!(exchanges, ["dead_letter", "return", "wait.1s", "publish_tweet", "send_notification"]);
+        let queues = names(&part.queues, |queue| &queue.name);
+        let notified = ["send_notification.email", "send_notification.sms"];
+        assert_eq!(queues, [&["dead_letter", "return", "wait.1s", "publish_tweet"][..], &notified].concat());
+    }
+
+    #[test]
+    fn a_message_goes_where_it_is_routed() {
+        let fleet = Topology::fleet(&[]);
+        let routes = |exchange, key| fleet.routes(exchange, key).collect::<Vec<_>>();
+        assert_eq!(routes("send_notification", "phone"), ["send_notification.sms"]);
+        assert_eq!(routes("publish_tweet", ""), ["publish_tweet"]);
+        assert_eq!(routes("publish_tweet", "other"), [""; 0]);
+        assert_eq!(routes("update_feed", "17").len(), 10);
+        assert_eq!(routes("", "update_feed.03"), ["update_feed.03"]);
+        assert_eq!(routes("nowhere", ""), [""; 0]);
     }
 
     #[test]

@@ -150,7 +150,10 @@ fn the_documented_topology_is_the_declared_one() {
     let text = format!(
         "# Topology\n\nWritten by a test of the crate `domain` from the data that the services declare \
          (`UPDATE_GOLDEN=1 cargo test -p domain`).\nEvery queue but the streams is a durable quorum queue that refuses what \
-         it can't hold (`reject-publish`) instead of dropping it.\n\n{}",
+         it can't hold (`reject-publish`) instead of dropping it.\n\n{}\n\
+         A message that failed waits for its next attempt in the queue of its delay, under the name of the queue that it failed in as\n\
+         routing key. From there it goes to the queue `return`, which every worker consumes, and is brought back.\n\
+         [Why](decisions/0010-retries-and-other-arguments.md).\n",
         Topology::fleet(&delays)
             .and(Topology::stream(ACCOUNT_EVENT, 16))
             .and(Topology::log(4, retention))

@@ -3,7 +3,7 @@
 use domain::{
     Failure, UserId,
     message::{FollowerRange, Message as _, PublishTweet, UpdateFeedChunk},
-    topology::queue,
+    topology::{exchange, queue},
 };
 use process::Program;
 use serde::Deserialize;
@@ -55,6 +55,8 @@ impl Fanout {
 
 impl BatchHandler for Fanout {
     type Message = PublishTweet;
+
+    const PUBLISHES_TO: &'static [&'static str] = &[exchange::UPDATE_FEED];
 
     fn decode(&self, received: &Received) -> anyhow::Result<PublishTweet> {
         worker::kind(received, &[PublishTweet::TYPE])?;

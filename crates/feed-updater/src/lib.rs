@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use domain::{
     Failure, UserId,
     message::{FollowerRange, Message as _, SendNotificationChunk, Tweet, UpdateFeed, UpdateFeedChunk},
-    topology::queue,
+    topology::{exchange, queue},
     values::Channel,
 };
 use process::{Program, Stop};
@@ -107,6 +107,8 @@ impl Updater {
 
 impl BatchHandler for Updater {
     type Message = Update;
+
+    const PUBLISHES_TO: &'static [&'static str] = &[exchange::SEND_NOTIFICATION];
 
     fn decode(&self, received: &Received) -> anyhow::Result<Update> {
         Ok(match worker::kind(received, &[UpdateFeed::TYPE, UpdateFeedChunk::TYPE])? {

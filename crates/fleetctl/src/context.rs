@@ -104,7 +104,12 @@ impl Context {
 
     /// The fleet's exchanges, queues and bindings.
     pub(crate) fn topology(&self) -> anyhow::Result<Topology> {
-        Ok(Topology::fleet(&self.settings::<WorkerSection>()?.worker.retry_delays()))
+        Ok(Topology::fleet(&self.retry_delays()?))
+    }
+
+    /// How long failed messages wait.
+    pub(crate) fn retry_delays(&self) -> anyhow::Result<Vec<Duration>> {
+        Ok(self.settings::<WorkerSection>()?.worker.retry_delays())
     }
 
     /// What the streams of the message log are declared with.
@@ -121,6 +126,11 @@ impl Context {
     /// How long the leases on a stream's shards run.
     pub(crate) fn sequenced_lease_ttl(&self) -> anyhow::Result<Duration> {
         Ok(Duration::from_millis(self.settings::<SequencedSection>()?.sequenced.lease_ttl_ms))
+    }
+
+    /// Where the broker's management API is, if that's known.
+    pub(crate) fn management<'a>(&'a self, given: Option<&'a str>) -> Option<&'a str> {
+        given.filter(|url| !url.is_empty()).or(self.0.local("RABBITMQ_MANAGEMENT_URL"))
     }
 
     /// Where the gateway is, without a slash at the end.

@@ -107,6 +107,38 @@ impl Management {
         Ok(())
     }
 
+    /// Declares a durable queue with these arguments.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn declare_queue(&self, vhost: &str, queue: &str, arguments: &Value) -> Result<(), Error> {
+        let path = format!("queues/{}/{}", segment(vhost), segment(queue));
+        self.call("declare a queue", Method::PUT, &path, &json!({"durable": true, "arguments": arguments}))?;
+        Ok(())
+    }
+
+    /// Declares a durable exchange of this type.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn declare_exchange(&self, vhost: &str, exchange: &str, kind: &str) -> Result<(), Error> {
+        let path = format!("exchanges/{}/{}", segment(vhost), segment(exchange));
+        self.call("declare an exchange", Method::PUT, &path, &json!({"durable": true, "type": kind}))?;
+        Ok(())
+    }
+
+    /// What is known about a queue, or `None` if it isn't there.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn queue(&self, vhost: &str, queue: &str) -> Result<Option<Value>, Error> {
+        let path = format!("queues/{}/{}", segment(vhost), segment(queue));
+        match self.call("look at a queue", Method::GET, &path, &Value::Null) {
+            Err(Error::Refused { status: 404, .. }) => Ok(None),
+            told => told.map(Some),
+        }
+    }
+
     /// Closes every connection to a vhost from the server's side, and answers how many.
     ///
     /// # Errors

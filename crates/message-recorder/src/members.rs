@@ -66,17 +66,25 @@ fn lock(held: &Mutex<Partitions>) -> MutexGuard<'_, Partitions> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Declares the log's exchange and as many streams as the database says just now.
+/// Declares the log's exchange and as many streams as the database says just now. What is refused beside the stream that is
+/// `needed` is the others' business.
 ///
 /// # Errors
 /// The broker's; a database that is away is a lost connection too.
-pub(crate) fn declare(session: &mut Session, database: &Database, retention: Retention) -> Result<(), broker::Error> {
+pub(crate) fn declare(
+    session: &mut Session,
+    database: &Database,
+    retention: Retention,
+    needed: Option<&str>,
+) -> Result<(), broker::Error> {
     let topology = database.connection().and_then(|mut conn| partitions::topology(&mut conn, retention));
     let topology = topology.map_err(|error| broker::Error::Lost {
         doing: "asking the database how many partitions there are",
         source: error.into(),
     })?;
-    broker::declare(session, &topology)
+    let refused = broker::declare_each(session, &topology)?;
+    let needed = refused.into_iter().find(|refused| refused.is_queue && needed == Some(&*refused.name));
+    needed.map_or(Ok(()), |refused| Err(refused.error))
 }
 
 impl Recorder {
@@ -119,7 +127,7 @@ impl Recorder {
     fn begin(&self, stop: &Stop, pulse: &Pulse) -> anyhow::Result<Option<String>> {
         let survey = || {
             let mut survey = Survey::open(&self.broker, SERVICE)?;
-            declare(survey.session(), &self.database, self.retention)?;
+            declare(survey.session(), &self.database, self.retention, None)?;
             Ok(survey)
         };
         let (mut broker_away, mut database_away) = (self.worker.backoff(), self.worker.backoff());
@@ -283,12 +291,20 @@ fn health(begun: &Arc<AtomicBool>, held: &Arc<Mutex<Partitions>>, pulse: &Arc<Pu
     Health::new()
         .live("member", move || said(pulse.is_alive(), "it hasn't moved for too long"))
         .ready("group", move || said(begun.load(Ordering::Relaxed), "it hasn't begun; the log says why"))
-        .ready("broker", move || said(lock(&connected).values().all(|held| held.link.is_connected()), "not connected"))
+        .ready("broker", move || {
+            let held = lock(&connected);
+            said(held.values().all(|held| held.link.is_connected()), "not connected")
+        })
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
         .ready("partitions", move || {
             let held = lock(&going);
-            let trouble =
-                |state: &State| state.trouble().map(|trouble| trouble.to_string()).or_else(|| state.refusal());
+            let trouble = |state: &State| {
+                state
+                    .trouble()
+                    .map(|trouble| trouble.to_string())
+                    .or_else(|| state.refusal())
+                    .or_else(|| state.refused())
+            };
             let trouble = held.iter().find_map(|(number, held)| Some((number, trouble(&held.state)?)));
             trouble.map_or(Ok(()), |(number, trouble)| Err(format!("partition {number}: {trouble}")))
         })

@@ -63,9 +63,19 @@ pub(crate) struct State {
     trouble: Mutex<Option<Trouble>>,
     /// Why the database takes nothing.
     refusal: Mutex<Option<String>>,
+    /// Why the broker refuses to let it read.
+    refused: Mutex<Option<String>>,
 }
 
 impl State {
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn refuse(&self, why: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -124,10 +134,10 @@ impl From<broker::Error> for End {
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, partition: i32, stop: Stop, state: Arc<State>) -> Self {
         let stream = partition_stream(partition);
-        let (database, retention) = (shared.database.clone(), shared.retention);
+        let (database, retention, needed) = (shared.database.clone(), shared.retention, stream.clone());
         let start = place::start(&Position::placed(0, None));
         let consumer = Consumer::of_stream(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
-            .on_connect(move |session| crate::members::declare(session, &database, retention));
+            .on_connect(move |session| crate::members::declare(session, &database, retention, Some(&needed)));
         let away = shared.worker.backoff();
         let trust = Trust::new(&shared.log, partition);
         Self { shared, partition, stream, stop, state, consumer, away, trust }
@@ -153,7 +163,10 @@ impl Reader {
                 ),
                 End::Trouble(trouble) => self.stay(&position, trouble),
                 End::Storage(error) => self.wait(&error.into()),
-                End::Broker(error) => self.wait(&error.into()),
+                End::Broker(error) => {
+                    self.state.refuse((!error.is_lost()).then(|| error.to_string()));
+                    self.wait(&error.into());
+                }
             }
         }
         self.consumer.close(Instant::now() + GOODBYE);
@@ -222,6 +235,9 @@ impl Reader {
     /// Looks at the stream's ends.
     fn look(&self, position: &Position) -> Result<(), End> {
         let mut survey = Survey::open(&self.shared.broker, SERVICE)?;
+        let Shared { database, retention, .. } = &*self.shared;
+        // Says what is wrong with a queue of this name that is no stream.
+        crate::members::declare(survey.session(), database, *retention, Some(&self.stream))?;
         let trouble = place::look(&mut survey, &self.stream, position)?;
         trouble.map_or(Ok(()), |trouble| Err(End::Trouble(trouble)))
     }
@@ -263,6 +279,7 @@ impl Reader {
         if !self.consumer.connected() {
             return Ok(());
         }
+        self.state.refuse(None);
         if arrival.epoch != Some(epoch) {
             *arrival = Arrival { epoch: Some(epoch), anchor_since: place::is_anchored(position).then(Instant::now) };
         }

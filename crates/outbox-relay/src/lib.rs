@@ -158,10 +158,10 @@ pub fn run() -> anyhow::Result<()> {
         trouble: Mutex::default(),
     });
     let signs = Arc::new(signs);
-    let _health = health::serve(health, checks(&signs, database))?;
-
     let fleet = Topology::fleet(&worker.retry_delays());
-    let destinations = Destinations { fleet: fleet.clone(), message_log: *message_log, database: database.clone() };
+    let destinations = Destinations::new(fleet.clone(), *message_log, database.clone());
+    let _health = health::serve(health, checks(&signs, &destinations, database))?;
+
     let mut away = worker.backoff();
     while let Err(error) = destinations.declare_at(broker) {
         if matches!(error, broker::Error::Url(_)) {
@@ -179,7 +179,7 @@ pub fn run() -> anyhow::Result<()> {
     }
     signs.iter().for_each(|signs| signs.broker_answers.store(true, Ordering::Relaxed));
 
-    let mut outbox = Relay::new(database.clone(), broker, fleet.clone(), *message_log, batch);
+    let mut outbox = Relay::to(destinations, database.clone(), broker, batch);
     let mut log = LogRelay::new(database.clone(), broker, fleet, *message_log, batch);
     let [of_outbox, of_log] = &*signs;
     let _ = (of_outbox.link.set(outbox.link()), of_log.link.set(log.link()));
@@ -200,8 +200,9 @@ pub fn run() -> anyhow::Result<()> {
     })
 }
 
-fn checks(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
+fn checks(signs: &Arc<[Signs; 2]>, destinations: &Destinations, database: &Database) -> health::Health {
     let (moving, connected, database) = (signs.clone(), signs.clone(), database.probe());
+    let destinations = destinations.clone();
     health::Health::new()
         .live("relay", move || match moving.iter().find(|signs| !signs.pulse.is_alive()) {
             Some(Signs { of, .. }) => Err(format!("its loop for {of} hasn't moved for too long")),
@@ -213,6 +214,7 @@ fn checks(signs: &Arc<[Signs; 2]>, database: &Database) -> health::Health {
             Link::check(answers, &links)?;
             connected.iter().find_map(|signs| lock(&signs.trouble).clone()).map_or(Ok(()), Err)
         })
+        .ready("destinations", move || destinations.trouble().map_or(Ok(()), Err))
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
 }
 

@@ -113,7 +113,7 @@ impl LogRelay {
         message_log: Retention,
         batch: i64,
     ) -> Self {
-        let destinations = Destinations { fleet, message_log, database: database.clone() };
+        let destinations = Destinations::new(fleet, message_log, database.clone());
         Self {
             epoch: Epoch::random(),
             registered: None,

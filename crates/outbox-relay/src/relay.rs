@@ -23,6 +23,8 @@ use telemetry::{MessageDeadLettered, OutboxRelayed, emit};
 /// Moves committed rows to the broker.
 pub struct Relay {
     database: Database,
+    broker: broker::Settings,
+    destinations: Destinations,
     publisher: Publisher,
     confirm_timeout: Duration,
     batch: i64,
@@ -76,12 +78,16 @@ impl Relay {
         message_log: Retention,
         batch: i64,
     ) -> Self {
-        let publisher = Destinations { fleet, message_log, database: database.clone() }.publisher(broker);
-        let confirm_timeout = Duration::from_millis(broker.confirm_timeout_ms);
+        Self::to(Destinations::new(fleet, message_log, database.clone()), database, broker, batch)
+    }
+
+    pub(crate) fn to(destinations: Destinations, database: Database, broker: &broker::Settings, batch: i64) -> Self {
         Self {
             database,
-            publisher,
-            confirm_timeout,
+            broker: broker.clone(),
+            publisher: destinations.clone().publisher(broker),
+            destinations,
+            confirm_timeout: Duration::from_millis(broker.confirm_timeout_ms),
             batch,
             refusals: Refusals::default(),
             floors: Floors::default(),
@@ -114,6 +120,7 @@ impl Relay {
     /// The database's. Then the rows that were taken are still there.
     pub fn round(&mut self) -> storage::Result<Round> {
         let began = Instant::now();
+        self.destinations.look_again(&self.broker);
         let held: Vec<_> = self.refusals.held().cloned().collect();
         let except: Vec<_> = held.iter().map(row_destination).collect();
         let due = self.refusals.due(began);
@@ -124,15 +131,16 @@ impl Relay {
                 return Ok(Round::Idle);
             }
         }
-        let Self { database, publisher, confirm_timeout, batch, refusals, floors, .. } = self;
+        let Self { database, destinations, publisher, confirm_timeout, batch, refusals, floors, .. } = self;
         let done = database.transaction(|conn| {
             let mut done = Done::default();
             let rows = outbox::take_except(conn, floors, &except, *batch)?;
-            relay(conn, publisher, *confirm_timeout, refusals, rows, &mut done)?;
+            relay(conn, destinations, publisher, *confirm_timeout, refusals, rows, &mut done)?;
             if let Some(due) = due.as_ref().filter(|_| !done.broker_away) {
                 let limit = if due.one { 1 } else { *batch };
                 let rows = outbox::take_for(conn, row_destination(&due.destination), due.from, limit)?;
-                let tried = relay(conn, publisher, TRYING.min(*confirm_timeout), refusals, rows, &mut done)?;
+                let tried =
+                    relay(conn, destinations, publisher, TRYING.min(*confirm_timeout), refusals, rows, &mut done)?;
                 done.tried = Some(tried);
             }
             Ok(done)
@@ -180,17 +188,26 @@ fn row_destination(destination: &Destination) -> outbox::Destination<'_> {
 /// Publishes rows that were taken, and removes those that are done with.
 fn relay(
     conn: &mut PgConnection,
+    destinations: &Destinations,
     publisher: &mut Publisher,
     timeout: Duration,
     refusals: &mut Refusals,
     rows: Vec<Row>,
     done: &mut Done,
 ) -> storage::Result<Tried> {
+    let (wrong, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| destinations.refuse(&row.envelope));
+    for row in &wrong {
+        // As if it were full: what is wrong there is put right some time.
+        refusals.refuse(row.id, Destination::of(&row.envelope), &Reason::Nacked, Instant::now());
+    }
     let (ids, envelopes): (Vec<i64>, Vec<Envelope>) = rows.into_iter().map(|row| (row.id, row.envelope)).unzip();
     if ids.is_empty() {
-        return Ok(Tried::default());
+        return Ok(Tried { left: wrong.len(), ..Tried::default() });
     }
     let published = publisher.publish_all(&envelopes, Instant::now() + timeout);
+    if reached_nothing(&published) {
+        destinations.doubt();
+    }
     let (fates, broker_away) = fates(&ids, &envelopes, published, refusals);
     done.broker_away |= broker_away;
 
@@ -214,11 +231,17 @@ fn relay(
     if !relayed.is_empty() {
         outbox::delete(conn, &relayed)?;
     }
-    let left = count - relayed.len() - dead.len();
+    let left = wrong.len() + count - relayed.len() - dead.len();
     let tried = Tried { relayed: relayed.len(), set_aside: dead.len(), left };
     done.relayed.extend(relayed);
     done.dead.extend(dead);
     Ok(tried)
+}
+
+/// Whether some messages reached no queue.
+fn reached_nothing(published: &Result<(), PublishError>) -> bool {
+    let is_returned = |(_, reason): &(usize, Reason)| matches!(reason, Reason::Returned { .. });
+    matches!(published, Err(PublishError::Refused { refused }) if refused.iter().any(is_returned))
 }
 
 /// What becomes of each of the rows with these ids, in the same order, and whether the broker is away.

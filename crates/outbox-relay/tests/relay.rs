@@ -527,3 +527,56 @@ fn a_relay_whose_messages_the_broker_has_blocked_says_that_and_one_that_sleeps_g
     eventually_within(PATIENCE, "all is relayed", || (waiting(&database) == 0).then_some(()));
     eventually_within(PATIENCE, "it is ready", is_ready);
 }
+
+#[test]
+fn what_is_not_as_it_must_be_at_the_broker_keeps_its_own_rows_and_no_others() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    vhost.declare_classic(queue::SEND_NOTIFICATION_SMS);
+    vhost.declare_exchange(exchange::ADD_FOLLOWERS, "topic");
+    let to = |exchange: &str, key: &str, id: &str| Envelope {
+        message_id: id.to_owned(),
+        ..Envelope::new(exchange, key, b"{}".to_vec())
+    };
+    let held = [
+        to(exchange::SEND_NOTIFICATION, "phone", "sms"),
+        to("", queue::SEND_NOTIFICATION_SMS, "replayed sms"),
+        to(exchange::ADD_FOLLOWERS, exchange::ADD_FOLLOWERS, "import"),
+    ];
+    let mut relay = relay(&database, vhost.url(), 100);
+    commit(database.database(), &[message("first")]);
+    relay_all(&mut relay);
+    commit(database.database(), &held);
+    commit(database.database(), &[message("second"), to(exchange::SEND_NOTIFICATION, "email", "email")]);
+    relay_all(&mut relay);
+    assert_eq!(ids(&drain(vhost.url(), queue::PUBLISH_TWEET)), BTreeSet::from(["first", "second"]));
+    assert_eq!(ids(&drain(vhost.url(), queue::SEND_NOTIFICATION_EMAIL)), BTreeSet::from(["email"]));
+    assert_eq!(waiting(&database), 3);
+
+    let mut session = Session::open(&broker_settings(vhost.url()), "test").expect("a session");
+    broker::delete_queues(&mut session, &[queue::SEND_NOTIFICATION_SMS.into()]).expect("it's deleted");
+    broker::delete_exchanges(&mut session, &[exchange::ADD_FOLLOWERS.into()]).expect("it's deleted");
+    eventually("they go once all is as it must be", || {
+        relay.round().expect("the database answers");
+        (waiting(&database) == 0).then_some(())
+    });
+    assert_eq!(ids(&drain(vhost.url(), queue::SEND_NOTIFICATION_SMS)), BTreeSet::from(["sms", "replayed sms"]));
+    assert_eq!(ids(&drain(vhost.url(), queue::ADD_FOLLOWERS)), BTreeSet::from(["import"]));
+    assert_eq!(database.count("SELECT count(*) AS n FROM dead_letter"), 0);
+}
+
+#[test]
+fn a_queue_that_is_deleted_while_the_relay_runs_is_declared_again_and_nothing_is_set_aside() {
+    let (vhost, database) = (TestVhost::new(), TestDatabase::new());
+    let mut relay = relay(&database, vhost.url(), 100);
+    commit(database.database(), &[message("first")]);
+    relay_all(&mut relay);
+    let mut session = Session::open(&broker_settings(vhost.url()), "test").expect("a session");
+    broker::delete_queues(&mut session, &[queue::PUBLISH_TWEET.into()]).expect("it's deleted");
+    commit(database.database(), &[message("second")]);
+    eventually("it goes", || {
+        relay.round().expect("the database answers");
+        (waiting(&database) == 0).then_some(())
+    });
+    assert_eq!(ids(&drain(vhost.url(), queue::PUBLISH_TWEET)), BTreeSet::from(["second"]));
+    assert_eq!(database.count("SELECT count(*) AS n FROM dead_letter"), 0);
+}

@@ -9,6 +9,7 @@ pub struct TestVhost {
     name: String,
     url: String,
     management: Management,
+    management_url: String,
 }
 
 impl TestVhost {
@@ -31,7 +32,7 @@ impl TestVhost {
         management.create_vhost(&name).expect("RabbitMQ answers: run `make servers` first");
         let mut url = Url::parse(amqp_url).expect("an AMQP URL");
         url.set_path(&name);
-        Self { name, url: url.to_string(), management }
+        Self { name, url: url.to_string(), management, management_url: management_url.to_owned() }
     }
 
     /// Its URL.
@@ -44,12 +45,41 @@ impl TestVhost {
         &self.name
     }
 
+    /// The management API's URL.
+    pub fn management_url(&self) -> &str {
+        &self.management_url
+    }
+
     /// Closes every connection to this vhost from the server's side, and answers how many there were.
     ///
     /// # Panics
     /// When the server doesn't answer.
     pub fn close_connections(&self) -> usize {
         self.management.close_connections(&self.name).expect("the server answers")
+    }
+
+    /// Declares a queue as nobody in the fleet would.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn declare_classic(&self, queue: &str) {
+        self.declare_queue(queue, &serde_json::json!({"x-queue-type": "classic"}));
+    }
+
+    /// Declares a queue with any arguments.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn declare_queue(&self, queue: &str, arguments: &Value) {
+        self.management.declare_queue(&self.name, queue, arguments).expect("the server takes it");
+    }
+
+    /// Declares an exchange of any type.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn declare_exchange(&self, exchange: &str, kind: &str) {
+        self.management.declare_exchange(&self.name, exchange, kind).expect("the server takes it");
     }
 
     /// Lets the queue keep so many messages at most, by a policy of the queue's name.

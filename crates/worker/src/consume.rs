@@ -3,15 +3,17 @@
 use crate::{
     BatchHandler, Consuming, Item, Outgoing, Queues, Received, Settings, Step,
     handler::{decode, in_hand},
+    needs::Needs,
     policy::{self, Course},
 };
 use anyhow::anyhow;
-use broker::{Batch, Consumer, PublishError, Publisher, Reason};
+use broker::{Batch, Consumer, PublishError, Publisher, Reason, Session};
 use chrono::Utc;
 use domain::{AttemptLedger, Envelope, Failure, Suspect};
 use process::{Backoff, Pulse, Stop, catch};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -23,6 +25,9 @@ use uuid::Uuid;
 
 /// How long to wait for the first message of a batch before looking whether to stop.
 const IDLE: Duration = Duration::from_millis(250);
+
+/// How long to leave out a queue that isn't as it must be before looking at it again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long saying goodbye to the broker may take.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -41,8 +46,9 @@ pub(crate) struct Shared<'a, F> {
     pub(crate) settings: &'a Settings,
     pub(crate) delays: &'a [Duration],
     pub(crate) consuming: &'a Consuming,
-    /// How long the broker may take to confirm before one looks whether to go on.
-    pub(crate) confirm_timeout: Duration,
+    pub(crate) service: &'static str,
+    pub(crate) broker: &'a broker::Settings,
+    pub(crate) needs: &'a Needs,
     pub(crate) ledger: &'a dyn AttemptLedger,
     pub(crate) database: &'a (dyn Fn() -> Result<(), Failure> + Send + Sync),
     pub(crate) make: &'a F,
@@ -131,10 +137,15 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         let linger = Duration::from_millis(linger_ms);
         let mut refused = self.shared.settings.backoff();
         let (mut idle_since, mut epoch) = (Instant::now(), 0);
+        let mut looked_at = Instant::now();
         while !self.shared.stop.is_requested() {
             self.pulse.beat();
             if let Some(names) = self.shared.queues.changed_since(version) {
                 self.follow(queues, names);
+            }
+            if looked_at.elapsed() >= LOOK_AGAIN {
+                self.take_back_in();
+                looked_at = Instant::now();
             }
             match self.consumer.next_batch(max, linger, IDLE) {
                 Ok(batch) if batch.deliveries.is_empty() => {
@@ -164,6 +175,23 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             }
         }
         Ok(())
+    }
+
+    /// Consumes queues again that were left out and have been put right.
+    fn take_back_in(&mut self) {
+        let Shared { needs, broker, service, .. } = *self.shared;
+        let before = self.consumer.left_out();
+        if before.is_empty() {
+            return;
+        }
+        let looked = Session::open(broker, service).and_then(|mut session| {
+            needs.declare(&mut session)?;
+            session.close(Instant::now() + GOODBYE);
+            Ok(())
+        });
+        if looked.is_ok() && before.iter().any(|queue| !needs.leaves_out(queue)) {
+            self.consumer.consume_from(self.shared.queues.names());
+        }
     }
 
     fn batch(&mut self, batch: Batch) -> Uninterrupted<()> {
@@ -208,8 +236,8 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         let known: BTreeMap<_, _> = received.iter().map(|received| (suspect_id(received), received.deaths)).collect();
         self.record(&suspects, |ledger, suspects| {
             let deaths = |suspect: &Suspect<'_>| known.get(&(suspect.queue.into(), suspect.message_id.into()));
-            let with_deaths = |suspect: &Suspect<'_>| (*suspect, deaths(suspect).copied().unwrap_or(0));
-            ledger.begin(&suspects.iter().map(with_deaths).collect::<Vec<_>>())
+            let with_deaths = suspects.iter().map(|suspect| (*suspect, deaths(suspect).copied().unwrap_or(0)));
+            ledger.begin(&with_deaths.collect::<Vec<_>>())
         })?;
         let result = self.decode(received).and_then(|items| self.handle(items));
         if result.is_err() && !suspects.is_empty() {
@@ -304,11 +332,22 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         refused: impl Fn(Envelope, Reason) -> Result<Envelope, Failure>,
     ) -> Uninterrupted<Result<(), Failure>> {
         let mut backoff = self.shared.settings.backoff();
+        let mut declared = false;
         while !envelopes.is_empty() {
             self.pulse.beat();
-            let deadline = Instant::now() + self.shared.confirm_timeout;
+            let deadline = Instant::now() + Duration::from_millis(self.shared.broker.confirm_timeout_ms);
             let Err(error) = self.publisher.publish_all(&envelopes, deadline) else { break };
-            let why = error.to_string();
+            let why = match &error {
+                PublishError::Unavailable { source, .. } => format!("{error}: {source}"),
+                PublishError::Refused { .. } => error.to_string(),
+            };
+            // What it should have reached may have been deleted since it was declared.
+            let is_lost = |(_, reason): &(usize, Reason)| matches!(reason, Reason::Returned { .. });
+            let gone = matches!(&error, PublishError::Refused { refused } if refused.iter().any(is_lost));
+            let now_declared = gone && !mem::replace(&mut declared, true);
+            if gone {
+                self.declare()?;
+            }
             let again = match error {
                 PublishError::Unavailable { unconfirmed, .. } => {
                     unconfirmed.into_iter().map(|index| Ok(envelopes[index].clone())).collect()
@@ -317,6 +356,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
                     .into_iter()
                     .map(|(index, reason)| match reason {
                         Reason::Nacked => Ok(envelopes[index].clone()),
+                        Reason::Returned { .. } if now_declared => Ok(envelopes[index].clone()),
                         reason => refused(envelopes[index].clone(), reason),
                     })
                     .collect(),
@@ -336,6 +376,31 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         Ok(Ok(()))
     }
 
+    /// Declares again what messages are sent on to.
+    fn declare(&mut self) -> Uninterrupted<()> {
+        let Shared { needs, broker, service, .. } = *self.shared;
+        let mut backoff = self.shared.settings.backoff();
+        loop {
+            self.pulse.beat();
+            let declared = Session::open(broker, service).and_then(|mut session| {
+                needs.declare(&mut session)?;
+                session.close(Instant::now() + GOODBYE);
+                Ok(())
+            });
+            let Err(error) = declared else { break };
+            let (delay, say) = backoff.failed();
+            if say {
+                log::error!("can't send messages on, waiting for the broker to be put right: {error}");
+            }
+            needs.note_onward((!error.is_lost()).then(|| error.to_string()));
+            if self.shared.stop.wait(delay) || !self.consumer.connected() {
+                return Err(Interrupted);
+            }
+        }
+        needs.note_onward(None);
+        Ok(())
+    }
+
     /// Sends messages that failed on to a retry queue or to the dead letters, and acknowledges them.
     fn set_aside(&mut self, failed: Vec<Failed>) -> Uninterrupted<()> {
         if failed.is_empty() {
@@ -345,7 +410,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         let envelopes = failed.iter().zip(&courses).map(|(failed, course)| failed.onward(*course)).collect();
         let published = self.publish(envelopes, |envelope, reason| match reason {
             Reason::Invalid(why) => Ok(policy::cut(envelope, &why)),
-            // Its exchange was deleted; it's declared again upon the next connection.
+            // What it should have reached is declared again.
             Reason::Returned { .. } | Reason::Nacked => Ok(envelope),
         })?;
         debug_assert!(published.is_ok(), "whatever is refused is replaced");

@@ -17,6 +17,10 @@ pub trait BatchHandler {
     /// A decoded message.
     type Message;
 
+    /// The exchanges that it publishes to. The worker takes no message while one of them, or a queue that is bound to it, isn't as
+    /// it must be.
+    const PUBLISHES_TO: &'static [&'static str] = &[];
+
     /// Decodes one message by itself. One that can't be decoded is dead-lettered alone, with the error as its reason.
     ///
     /// # Errors

@@ -68,6 +68,25 @@ pub(crate) fn retry(received: &Received, failed: u32, delay: Duration) -> Envelo
     envelope
 }
 
+/// The message that has waited, to the queue that it failed in.
+pub(crate) fn back(received: &Received) -> Envelope {
+    // Another program may have said that it's to come here, where it would go round for ever.
+    let exchange = if &*received.queue == queue::RETURN { exchange::DEAD_LETTER } else { "" };
+    let mut envelope = onward(received, exchange.into());
+    let known = [ATTEMPTS, ERROR, FAILED_AT, header::DIED_IN].map(|name| received.headers.get_key_value(name));
+    envelope.headers.extend(known.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+    envelope
+}
+
+/// The message that has waited, to wait as long as before.
+pub(crate) fn wait_again(received: &Received, delays: &[Duration]) -> Envelope {
+    let attempts = usize::try_from(received.attempts()).unwrap_or(usize::MAX);
+    let last = delays.len().saturating_sub(1);
+    // What comes from there always waits longest.
+    let at = if &*received.queue == queue::DEAD_LETTER { last } else { attempts.saturating_sub(1).min(last) };
+    Envelope { exchange: retry_name(delays.get(at).copied().unwrap_or_default()), ..back(received) }
+}
+
 /// The message, set aside for this reason.
 pub(crate) fn dead_letter(received: &Received, failed: u32, error: &anyhow::Error, now: DateTime<Utc>) -> Envelope {
     let mut envelope = onward(received, exchange::DEAD_LETTER.into());
@@ -196,7 +215,7 @@ mod tests {
     fn a_retry_keeps_the_message_and_counts_the_attempt() {
         let received = received();
         let envelope = retry(&received, received.attempts() + 1, DELAYS[1]);
-        assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("retry.10s", "send_notification.sms"));
+        assert_eq!((&*envelope.exchange, &*envelope.routing_key), ("wait.10s", "send_notification.sms"));
         assert_eq!((envelope.kind.as_deref(), &*envelope.message_id), (Some("send_notification"), "m1"));
         assert_eq!((envelope.correlation_id.as_deref(), &*envelope.body), (Some("c1"), &b"{}"[..]));
         assert_eq!(

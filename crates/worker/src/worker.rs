@@ -1,6 +1,8 @@
 use crate::{
     BatchHandler, Consuming, Queues, Settings,
     consume::{Loop, Shared},
+    needs::Needs,
+    returning::Returner,
 };
 use anyhow::{Context as _, anyhow};
 use broker::{Consumer, Link, Publisher};
@@ -58,41 +60,40 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
         self.settings.check()?;
         self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
         let delays = self.settings.retry_delays();
-        let topology = Arc::new(Topology::fleet(&delays));
+        let needs = Arc::new(Needs::new(Topology::fleet(&delays), self.queues.clone(), H::PUBLISHES_TO));
         let limit = Duration::from_millis(self.settings.time_limit_ms);
 
         let lanes: Vec<_> = (0..self.consuming.concurrency)
             .map(|number| {
                 let name = format!("{}.{number}", self.service);
-                let (for_consumer, for_publisher, queues) = (topology.clone(), topology.clone(), self.queues.clone());
-                let consumer = Consumer::new(&self.broker, &name, Vec::new(), self.consuming.prefetch).on_connect(
-                    move |session| {
-                        broker::declare(session, &for_consumer)?;
-                        let topology = queues.topology().map_err(|failure| broker::Error::Lost {
-                            doing: "asking what queues there are",
-                            source: failure.error().to_string().into(),
-                        })?;
-                        broker::declare(session, &topology)
-                    },
-                );
-                let publisher = Publisher::new(&self.broker, &name)
-                    .on_connect(move |session| broker::declare(session, &for_publisher));
+                let (for_consumer, for_publisher) = (needs.clone(), needs.clone());
+                let consumer = Consumer::new(&self.broker, &name, Vec::new(), self.consuming.prefetch)
+                    .leaving_out(needs.left_out())
+                    .on_connect(move |session| for_consumer.declare(session));
+                let publisher =
+                    Publisher::new(&self.broker, &name).on_connect(move |session| for_publisher.declare(session));
                 (name, consumer, publisher, Arc::new(Pulse::new(limit)))
             })
             .collect();
 
-        let pulses: Vec<_> = lanes.iter().map(|(.., pulse)| pulse.clone()).collect();
+        let pulse = Arc::new(Pulse::new(limit));
+        let returner = Returner::new(self.service, &self.broker, &self.settings, pulse.clone());
+
+        let pulses: Vec<_> = lanes.iter().map(|(.., pulse)| pulse.clone()).chain([pulse]).collect();
         process::guard(&pulses).context("can't start a thread")?;
-        let consuming = lanes.iter().map(|(_, consumer, ..)| consumer.link()).collect();
+        let consuming = lanes.iter().map(|(_, consumer, ..)| consumer.link()).chain([returner.link()]).collect();
         let publishing = lanes.iter().map(|(_, _, publisher, _)| publisher.link()).collect();
-        let _health = health::serve(&self.health, health(self.database.clone(), consuming, publishing, pulses))?;
+        let _health =
+            health::serve(&self.health, health(self.database.clone(), consuming, publishing, &needs, pulses))?;
 
         let shared = Shared {
             queues: &self.queues,
             settings: &self.settings,
             delays: &delays,
             consuming: &self.consuming,
-            confirm_timeout: Duration::from_millis(self.broker.confirm_timeout_ms),
+            service: self.service,
+            broker: &self.broker,
+            needs: &needs,
             ledger: &*self.ledger,
             database: &*self.database,
             make: &self.handler,
@@ -100,7 +101,15 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
             until_idle,
             quarantine: &RwLock::new(()),
         };
+        let returning = Stop::new();
         thread::scope(|scope| {
+            // When no consumer is left, nobody needs it.
+            let _end = EndAll(Some(&returning));
+            let returning = &returning;
+            thread::Builder::new()
+                .name(format!("{}.return", self.service))
+                .spawn_scoped(scope, move || returner.run(returning))
+                .context("can't start a thread")?;
             let mut threads = Vec::new();
             for (name, consumer, publisher, pulse) in lanes {
                 let shared = &shared;
@@ -134,13 +143,21 @@ fn health(
     database: Arc<dyn Fn() -> Result<(), Failure> + Send + Sync>,
     consuming: Vec<Link>,
     publishing: Vec<Link>,
+    needs: &Arc<Needs>,
     pulses: Vec<Arc<Pulse>>,
 ) -> Health {
     let said = |well: bool, otherwise: &str| if well { Ok(()) } else { Err(otherwise.to_owned()) };
+    let needs = needs.clone();
     Health::new()
         .live("worker", move || {
             said(pulses.iter().all(|pulse| pulse.is_alive()), "a consumer hasn't moved for too long")
         })
-        .ready("broker", move || Link::check(consuming.iter().all(Link::is_connected), &publishing))
+        .ready("broker", move || {
+            let mut links = consuming.iter().chain(&publishing);
+            match needs.all_trouble().or_else(|| links.find_map(Link::held_up)) {
+                Some(trouble) => Err(trouble),
+                None => Link::check(consuming.iter().all(Link::is_connected), &publishing),
+            }
+        })
         .ready("database", move || database().map_err(|failure| failure.error().to_string()))
 }

@@ -9,6 +9,7 @@ mod foreign;
 mod kills;
 mod load;
 mod main_job;
+mod other_arguments;
 mod overrun;
 mod scaling;
 mod server_failures;

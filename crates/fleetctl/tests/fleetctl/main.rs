@@ -8,6 +8,7 @@ mod messages;
 mod repair;
 mod reshard;
 mod streams;
+mod topology;
 
 use crate::gateway::Gateway;
 use domain::{
@@ -272,7 +273,7 @@ fn the_topology_is_declared_as_often_as_one_likes_and_shown_with_depths() {
     );
     let first = run(fleetctl(&["topology", "declare"]), 0);
     assert_eq!(run(fleetctl(&["topology", "declare"]), 0), first);
-    assert!(first.starts_with("declared 11 exchanges, 39 queues, 41 bindings"), "{first}");
+    assert!(first.starts_with("declared 12 exchanges, 40 queues, 42 bindings"), "{first}");
     assert!(vhost.publish("publish_tweet", "publish_tweet", &json!({}), b"{}"));
     // The management API's answer may come before the queue has the message.
     eventually("the queue shows its message", || {

@@ -135,3 +135,30 @@ fn a_member_that_is_told_to_stop_while_postgres_is_away_stops() {
     drop(load);
     stage.ends_well(&[GROUP]);
 }
+
+#[test]
+fn a_partition_whose_name_another_queue_has_keeps_no_other_partition_from_being_read() {
+    let mut stage = Stage::new();
+    stage.relay();
+    let member = stage.member(GROUP);
+    stage.await_shares(GROUP, &[4]);
+    stage.stop_all();
+    stage.delete_stream(2);
+    stage.vhost().declare_classic("message.p02");
+
+    let member_of = |stage: &mut Stage| {
+        stage.restart(member);
+        member
+    };
+    let member = member_of(&mut stage);
+    stage.relay();
+    eventually_within(PATIENCE, "it says what is wrong", || {
+        let (status, text) = stage.ready(member)?;
+        (status == 503 && text.contains("queue `message.p02` exists with other arguments")).then_some(())
+    });
+    let mut producer = stage.producer("others");
+    for partition in [0, 1, 3] {
+        producer.to(partition, 10);
+    }
+    stage.await_count(GROUP, 30);
+}

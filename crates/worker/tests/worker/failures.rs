@@ -1,7 +1,7 @@
 //! One bad message stops nothing else.
 
 use crate::support::{
-    DELAYS_MS, MemoryLedger, Notes, QUEUE, broker_settings, depth, drain, publish, publish_all, run_until_idle, worker,
+    DELAYS_MS, MemoryLedger, Notes, QUEUE, broker_settings, depth, drain, publish, run_until_idle, worker,
 };
 use anyhow::anyhow;
 use broker::Consumer;
@@ -274,7 +274,7 @@ fn a_message_isnt_suspected_for_what_another_one_with_its_id_did() {
     hand_out_once(vhost.url(), 2);
     let ledger = Arc::new(MemoryLedger::default());
     let killer = on_record("killer").replace("killer ", "42 ");
-    (0..3).for_each(|_| ledger.begin(&[attempt(&killer)]).unwrap());
+    (0..3).for_each(|deaths| ledger.begin(&[(attempt(&killer), deaths)]).unwrap());
     let notes = Notes::default();
     let noted = notes.clone();
     let handler = move |batch: &[Item<String>], _: &mut Outgoing, _: &Step| {
@@ -424,11 +424,10 @@ fn a_message_without_an_id_gets_one_when_it_is_set_aside() {
 #[test]
 fn what_the_broker_gives_up_tells_its_end() {
     let vhost = TestVhost::new();
-    // It expires there and goes to the queue that its key names.
-    let mut envelope = Envelope::new("retry.100ms", queue::DEAD_LETTER, b"{}".to_vec());
-    envelope.message_id = "lost".into();
-    publish_all(vhost.url(), &[envelope]);
+    publish(vhost.url(), []);
+    // It expires in its queue.
+    assert!(vhost.publish(QUEUE, QUEUE, &json!({"message_id": "lost", "expiration": "50"}), b"{}"));
     let dead = eventually("it has expired", || drain(vhost.url(), queue::DEAD_LETTER).pop());
     let (id, death) = death(&dead);
-    assert_eq!((&*id, &*death.error, &*death.queue), ("lost", "the broker gave it up: expired", "retry.100ms"));
+    assert_eq!((&*id, &*death.error, &*death.queue), ("lost", "the broker gave it up: expired", QUEUE));
 }

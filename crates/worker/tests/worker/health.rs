@@ -14,7 +14,7 @@ use std::{
 };
 use test_support::{TestVhost, eventually, free_ports};
 
-fn get(port: u16, path: &str) -> Option<(u16, Value)> {
+pub(crate) fn get(port: u16, path: &str) -> Option<(u16, Value)> {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let mut response = agent.get(format!("http://127.0.0.1:{port}{path}")).call().ok()?;
     let body = response.body_mut().read_to_string().ok()?;

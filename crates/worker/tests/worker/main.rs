@@ -5,3 +5,4 @@ mod health;
 mod processes;
 mod stopping;
 mod support;
+mod topology;

@@ -1,0 +1,172 @@
+//! Giving a queue or an exchange other arguments.
+
+use super::{Counts, divided, prune::await_empty};
+use crate::{Outcome, context::Context, interrupt::Interrupt};
+use anyhow::{Context as _, bail};
+use broker::{Error, Session};
+use domain::topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology};
+use std::{io::Write, time::Duration};
+
+/// So long may nothing come from a queue that is to be deleted.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How often a queue is moved that somebody declares again as it was.
+const TRIES: u32 = 5;
+
+pub(crate) struct Migration<'a> {
+    session: Session,
+    topology: Topology,
+    counts: Counts,
+    interrupt: Interrupt,
+    out: &'a mut dyn Write,
+}
+
+impl<'a> Migration<'a> {
+    pub(crate) fn new(context: &Context, counts: Counts, out: &'a mut dyn Write) -> anyhow::Result<Self> {
+        Ok(Self {
+            session: Session::open(&context.broker()?, "fleetctl")?,
+            topology: context.topology()?.and(divided(context)?),
+            counts,
+            interrupt: Interrupt::catch()?,
+            out,
+        })
+    }
+
+    /// Gives what is called so the arguments that the fleet wants.
+    pub(crate) fn run(mut self, name: &str) -> anyhow::Result<Outcome> {
+        let exchange = self.topology.exchanges.iter().find(|exchange| exchange.name == name).cloned();
+        let queue = self.topology.queues.iter().find(|queue| queue.name == name).cloned();
+        if exchange.is_none() && queue.is_none() {
+            bail!("the fleet has no queue or exchange `{name}`; `fleetctl topology show` lists them");
+        }
+        if let Some(exchange) = exchange {
+            self.exchange(&exchange)?;
+        }
+        queue.map_or(Ok(Outcome::Done), |queue| self.queue(&queue))
+    }
+
+    fn exchange(&mut self, exchange: &Exchange) -> anyhow::Result<()> {
+        let wanted = Topology { exchanges: vec![exchange.clone()], ..Topology::default() };
+        match broker::declare(&mut self.session, &wanted) {
+            Ok(()) => return self.say(&format!("exchange `{}` is as it must be", exchange.name)),
+            Err(Error::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let names = [exchange.name.clone()];
+        broker::delete_exchanges(&mut self.session, &names)?;
+        broker::declare(&mut self.session, &wanted)?;
+        // Those of its queues that are there as they must be.
+        let part = self.topology.part(&[], &[exchange.name.as_str()]);
+        for refused in broker::declare_each(&mut self.session, &part)? {
+            self.say(&format!("not bound: {}", refused.error))?;
+        }
+        self.say(&format!("exchange `{}` made anew; what other programs had bound to it isn't any more", exchange.name))
+    }
+
+    fn queue(&mut self, queue: &Queue) -> anyhow::Result<Outcome> {
+        let (name, aside) = (&queue.name, format!("{}.migrating", queue.name));
+        let is_aside = !broker::existing(&mut self.session, std::slice::from_ref(&aside))?.is_empty();
+        match self.declare(queue) {
+            Ok(()) if !is_aside => {
+                self.bind(name, name)?;
+                self.say(&format!("queue `{name}` is as it must be"))?;
+                return Ok(Outcome::Done);
+            }
+            Ok(()) => {}
+            Err(Error::Conflict { .. }) if matches!(queue.expiry, Expiry::Retain(_)) => bail!(
+                "`{name}` has to be a stream of the message log and is another queue: what is in it is no message of the log; \
+                 delete it with `rabbitmqctl delete_queue {name}`, and `fleetctl topology declare`"
+            ),
+            Err(Error::Conflict { .. }) => {
+                if !self.set_aside(queue, &aside)? {
+                    return Ok(Outcome::Interrupted);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        // From here on messages come to the queue again; those that were set aside follow.
+        self.bind(name, name)?;
+        self.unbind(name, &aside)?;
+        self.lead(&aside, name)?;
+        let copies = broker::move_and_delete(&mut self.session, &aside, &aside, QUIET)?;
+        broker::delete_exchanges(&mut self.session, &[aside])?;
+        self.say(&format!("queue `{name}` is as it must be, with {copies} messages that were moved"))?;
+        Ok(Outcome::Done)
+    }
+
+    /// Moves what is in a queue, and comes to it meanwhile, to the queue `aside`, and makes it anew. False if that was interrupted.
+    fn set_aside(&mut self, queue: &Queue, aside: &str) -> anyhow::Result<bool> {
+        let name = &queue.name;
+        for _ in 0..TRIES {
+            for depth in broker::existing(&mut self.session, std::slice::from_ref(name))? {
+                if depth.consumers > 0 {
+                    bail!(
+                        "`{name}` has {} consumers, which would declare it again as it is: stop them first, those of an \
+                         earlier version",
+                        depth.consumers
+                    );
+                }
+            }
+            let quorum = Queue { name: aside.into(), expiry: Expiry::Never };
+            self.declare(&quorum)?;
+            self.bind(name, aside)?;
+            self.unbind(name, name)?;
+            self.lead(aside, aside)?;
+            let mut moved = broker::move_messages(&mut self.session, name, aside, QUIET)?;
+            self.say(&format!("{moved} messages of `{name}` moved aside to `{aside}`"))?;
+            // What has expired, or was given up, is beyond a consumer's reach until it has arrived where it goes.
+            if !await_empty(&self.counts, &self.interrupt, name)? {
+                return Ok(false);
+            }
+            moved = broker::move_and_delete(&mut self.session, name, aside, QUIET)?;
+            if moved > 0 {
+                self.say(&format!("{moved} more moved aside"))?;
+            }
+            match self.declare(queue) {
+                Err(Error::Conflict { .. }) => self.say("somebody has declared it again as it was; once more")?,
+                declared => return Ok(declared.map(|()| true)?),
+            }
+        }
+        bail!("somebody declares `{name}` again and again as it was: stop the processes of the earlier version first")
+    }
+
+    fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
+        broker::declare(&mut self.session, &Topology { queues: vec![queue.clone()], ..Topology::default() })
+    }
+
+    /// What the queue of this name is bound to, with another queue in its place.
+    fn bindings(&self, of: &str, queue: &str) -> Vec<Binding> {
+        let bindings = self.topology.bindings.iter().filter(|binding| binding.queue == of);
+        bindings.map(|binding| Binding { queue: queue.into(), ..binding.clone() }).collect()
+    }
+
+    fn bind(&mut self, of: &str, queue: &str) -> anyhow::Result<()> {
+        let bindings = self.bindings(of, queue);
+        let is_bound = |exchange: &&Exchange| bindings.iter().any(|binding| binding.exchange == exchange.name);
+        let exchanges = self.topology.exchanges.iter().filter(is_bound).cloned().collect();
+        Ok(broker::declare(&mut self.session, &Topology { exchanges, bindings, ..Topology::default() })?)
+    }
+
+    fn unbind(&mut self, of: &str, queue: &str) -> anyhow::Result<()> {
+        let bindings = self.bindings(of, queue);
+        Ok(broker::unbind(&mut self.session, &bindings)?)
+    }
+
+    /// Makes an exchange that leads to this queue alone, whatever the routing key is.
+    fn lead(&mut self, exchange: &str, to: &str) -> anyhow::Result<()> {
+        let binding = Binding { exchange: exchange.into(), queue: to.into(), routing_key: String::new() };
+        broker::delete_exchanges(&mut self.session, &[exchange.to_owned()])?;
+        let topology = Topology {
+            exchanges: vec![Exchange { name: exchange.into(), kind: ExchangeKind::Fanout }],
+            bindings: vec![binding],
+            ..Topology::default()
+        };
+        broker::declare(&mut self.session, &topology).context("can't lead messages elsewhere")
+    }
+
+    fn say(&mut self, what: &str) -> anyhow::Result<()> {
+        writeln!(self.out, "{what}")?;
+        // Steps may take long: whoever reads a pipe sees each when it's done.
+        Ok(self.out.flush()?)
+    }
+}
