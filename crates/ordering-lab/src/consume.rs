@@ -262,6 +262,7 @@ impl Consume {
             consuming: Consuming { batch: 100, linger_ms: 1, prefetch: 200, concurrency: 1 },
             health: settings.health.clone(),
             broker: settings.broker.clone(),
+            leases: Database::open_alone(&settings.database, crate::SERVICE)?,
             database,
             handler: Sequenced { consumer: self.consumer_id, work: self.work_ms, random, counters },
         }
