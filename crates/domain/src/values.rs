@@ -149,16 +149,25 @@ impl TweetText {
         Ok(Self(bounded(text, TWEET_MAX)?.into()))
     }
 
-    /// The text as an SMS carries it: at most 60 characters, ending in `...` where it was cut, which is never within what a
-    /// reader takes for one character (a grapheme cluster, such as a flag, or a letter with its accents). Three full stops,
-    /// because the ellipsis character would leave the GSM alphabet and halve what one SMS holds.
+    /// The text as an SMS carries it: at most 60 characters, and no more than one SMS holds, ending in `...` where it was cut,
+    /// which is never within what a reader takes for one character (a grapheme cluster, such as a flag, or a letter with its
+    /// accents). Three full stops, because the ellipsis character would leave the GSM alphabet.
     pub fn for_sms(&self) -> String {
         const CUT: &str = "...";
-        if self.0.chars().count() <= SMS_TEXT_MAX {
+        if is_one_sms(&self.0) {
             return self.0.clone();
         }
-        whole_clusters(&self.0, SMS_TEXT_MAX - CUT.len()).to_owned() + CUT
+        let ends = self.0.grapheme_indices(true).map(|(start, cluster)| start + cluster.len());
+        let cut = ends.map(|end| format!("{}{CUT}", &self.0[..end])).take_while(|text| is_one_sms(text));
+        cut.last().unwrap_or_else(|| CUT.into())
     }
+}
+
+/// Whether a text is short enough, and a single SMS: what isn't in the GSM alphabet goes as UTF-16, of which one SMS holds 70
+/// units (3GPP TS 23.038); 60 characters of that alphabet are less than the 160 septets, whichever they are.
+fn is_one_sms(text: &str) -> bool {
+    const UTF16_UNITS: usize = 70;
+    text.chars().count() <= SMS_TEXT_MAX && text.encode_utf16().count() <= UTF16_UNITS
 }
 
 /// As much of the beginning of `text` as `max` characters hold without cutting a grapheme cluster (Unicode Standard Annex 29).
@@ -340,20 +349,21 @@ mod tests {
                 let text: String =
                     "x".repeat(lead).chars().chain(cluster.repeat(TWEET_MAX).chars()).take(TWEET_MAX).collect();
                 let sms = TweetText::parse(&text).unwrap().for_sms();
-                assert!(sms.chars().count() <= SMS_TEXT_MAX, "{sms}");
+                assert!(sms.chars().count() <= SMS_TEXT_MAX && sms.encode_utf16().count() <= 70, "{sms}");
                 let kept = sms.strip_suffix("...").expect("it was cut");
                 let whole: Vec<_> = text.graphemes(true).collect();
                 let clusters: Vec<_> = kept.graphemes(true).collect();
                 assert_eq!(clusters, whole[..clusters.len()], "{sms}");
                 // And no more is cut than must be.
-                let next = whole[clusters.len()].chars().count();
-                assert!(kept.chars().count() + next > SMS_TEXT_MAX - 3, "{sms}");
+                let more = format!("{kept}{}...", whole[clusters.len()]);
+                assert!(more.chars().count() > SMS_TEXT_MAX || more.encode_utf16().count() > 70, "{sms}");
             }
         }
         // One that is longer than an SMS isn't cut either.
         let zalgo = format!("a{}", "\u{301}".repeat(100));
         assert_eq!(TweetText::parse(&zalgo).unwrap().for_sms(), "...");
-        let fits = "🇨🇿".repeat(30);
+        assert_eq!(TweetText::parse(&"😀".repeat(60)).unwrap().for_sms(), "😀".repeat(33) + "...", "they'd be two");
+        let fits = "🇨🇿".repeat(17);
         assert_eq!(TweetText::parse(&fits).unwrap().for_sms(), fits);
     }
 
