@@ -125,9 +125,9 @@ fn messages_of_events_that_are_not_committed_are_set_aside_and_their_neighbours_
         body("\"k000\"", "1e300", AT),
         body("\"k000\"", "9223372036854775807", AT),
         body("\"k000\"", "-9223372036854775808", AT),
+        body("\"k000\"", "1", "-5000-01-01T00:00:00Z"),
+        body("\"k000\"", "1", "+200000-01-01T00:00:00Z"),
     ];
-    // The time isn't looked at: the row has it.
-    let harmless = [body("\"k000\"", "1", "-5000-01-01T00:00:00Z"), body("\"k000\"", "1", "+200000-01-01T00:00:00Z")];
     let mut no_id = event("k000", 1);
     no_id.message_id = "\0".into();
     let mut other_type = event("k000", 1);
@@ -140,16 +140,16 @@ fn messages_of_events_that_are_not_committed_are_set_aside_and_their_neighbours_
     for (place, bad) in bad.into_iter().chain(extreme).enumerate() {
         messages.insert(3 * place, bad);
     }
-    messages.extend(harmless.into_iter().chain([no_id]));
+    messages.push(no_id);
     stage.publish(&messages);
     stage.await_applied();
     stage.assert_in_order(41);
     let dead_letters = [queue::DEAD_LETTER.to_owned()];
-    eventually("they are set aside", || (stage.depth(&dead_letters) == 12).then_some(()));
+    eventually("they are set aside", || (stage.depth(&dead_letters) == 14).then_some(()));
     let mut reasons: Vec<_> =
         stage.drain(&dead_letters).into_iter().map(|headers| headers["x-error"].clone()).collect();
     reasons.sort();
-    let begins = [("no such event", 6), ("not JSON", 1), ("unknown type", 1), ("wrong shape", 4)];
+    let begins = [("no such event", 6), ("not JSON", 1), ("unknown type", 1), ("wrong shape", 6)];
     let begins = begins.into_iter().flat_map(|(begin, times)| [begin].repeat(times));
     assert!(reasons.iter().zip(begins).all(|(reason, begin)| reason.starts_with(begin)), "{reasons:#?}");
     eventually("every queue is empty", || (stage.depth(&queues(0..QUEUES)) == 0).then_some(()));
