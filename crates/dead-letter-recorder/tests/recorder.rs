@@ -213,8 +213,10 @@ fn a_dead_letter_that_is_delivered_again_after_its_commit_is_one_row() {
     let fleet = Fleet::new();
     let mut set_aside = dead("m1");
     set_aside.headers.insert(worker::header::SET_ASIDE.into(), "s1".into());
-    // The broker's own: it expires in a retry queue and comes here.
-    let mut expired = Envelope::new("retry.200ms", queue::DEAD_LETTER, b"expired".to_vec());
+    // The broker's own: its time is over in a queue whose messages come here then.
+    let arguments = json!({"x-message-ttl": RETRY_MS, "x-dead-letter-exchange": exchange::DEAD_LETTER});
+    fleet.vhost.declare_queue("expiring", &arguments);
+    let mut expired = Envelope::new("", "expiring", b"expired".to_vec());
     expired.message_id = "m1".into();
     fleet.publish(&[set_aside, dead("m1"), expired]);
 

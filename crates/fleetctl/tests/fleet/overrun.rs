@@ -14,10 +14,11 @@ fn a_message_that_kills_its_worker_is_set_aside_and_its_neighbours_are_not() {
     const MESSAGES: usize = 14;
     const NOTIFIER: &str = "email-notifier";
     const QUEUE: &str = "send_notification.email";
-    const LIMITS: [(&str, &str); 3] = [
+    const LIMITS: [(&str, &str); 4] = [
         // Only what waits for the lock takes so long.
         ("MURMURATION__WORKER__TIME_LIMIT_MS", "6000"),
-        // Else the database ends the statement before the watchdog ends the process.
+        // Else the database ends the wait, or the statement, before the watchdog ends the process.
+        ("MURMURATION__DATABASE__LOCK_TIMEOUT_MS", "60000"),
         ("MURMURATION__DATABASE__STATEMENT_TIMEOUT_MS", "60000"),
         ("MURMURATION__DATABASE__CALL_TIMEOUT_MS", "70000"),
     ];
