@@ -1,7 +1,7 @@
 //! What a worker has to find at the broker.
 
 use crate::Queues;
-use broker::{Error, LeftOut, Session};
+use broker::{Error, LeftOut, Refused, Session};
 use domain::topology::Topology;
 use std::{
     collections::BTreeMap,
@@ -46,20 +46,22 @@ impl Needs {
             doing: "asking what queues there are",
             source: failure.error().to_string().into(),
         })?;
-        let topology = self.fleet.clone().and(own);
-        let refused = broker::declare_each(session, &topology.part(&consumed, self.publishes_to))?;
+        // All of its own, also what others consume just now: a queue that is there before it's needed has settled by then.
+        let part = self.fleet.part(&consumed, self.publishes_to);
+        let needed = |refused: &Refused| part.queues.iter().any(|queue| refused.is_queue && queue.name == refused.name);
+        let refused = broker::declare_each(session, &part.clone().and(own))?;
         let (mut unusable, mut last) = (BTreeMap::new(), None);
         for refused in refused {
             if refused.is_queue && consumed.contains(&refused.name) {
                 unusable.insert(refused.name, refused.error.to_string());
                 last = Some(refused.error);
-            } else if refused.is_queue
+            } else if needed(&refused)
                 || self.publishes_to.contains(&&*refused.name)
                 || self.fleet.is_for_failures(&refused.name)
             {
                 return Err(refused.error);
             } else {
-                log::warn!("no messages come by an exchange: {}", refused.error);
+                log::warn!("left as it is, others need it: {}", refused.error);
             }
         }
         let news = unusable.iter().filter(|(queue, _)| !self.leaves_out(queue));
