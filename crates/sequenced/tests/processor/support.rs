@@ -4,12 +4,13 @@ use broker::{Publisher, Session};
 use domain::{
     Envelope, Failure,
     stream::{ACCOUNT_EVENT, AccountId, Payload, SHARDS_MAX, shard_queue, shard_resource},
-    topology::Topology,
+    topology::{Binding, Topology},
 };
 use outbox_relay::{Relay, Round};
 use process::{HealthSettings, Stop};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use sequenced::{Event, Handler, Processor, Settings};
+use serde_json::json;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -179,14 +180,32 @@ impl Stage {
 
     /// How many of the queues are there.
     pub(crate) fn existing(&self, queues: &[String]) -> usize {
-        let mut session = Session::open(&self.broker, "test").expect("a session");
-        broker::existing(&mut session, queues).expect("the broker answers").len()
+        eventually_within(PATIENCE, "the broker answers", || {
+            let mut session = Session::open(&self.broker, "test").ok()?;
+            Some(broker::existing(&mut session, queues).ok()?.len())
+        })
     }
 
     /// Deletes queues with what is in them.
     pub(crate) fn delete(&self, queues: &[String]) {
+        // One that is just being made, or whose leader is, can't be deleted yet.
+        eventually_within(PATIENCE, "the queues are deleted", || {
+            let mut session = Session::open(&self.broker, "test").ok()?;
+            broker::delete_queues(&mut session, queues).ok()
+        });
+    }
+
+    /// Takes a queue's binding to the stream's exchange away.
+    pub(crate) fn unbind(&self, queue: &str, routing_key: &str) {
         let mut session = Session::open(&self.broker, "test").expect("a session");
-        broker::delete_queues(&mut session, queues).expect("they are deleted");
+        let binding = Binding { exchange: ACCOUNT_EVENT.into(), queue: queue.into(), routing_key: routing_key.into() };
+        broker::unbind(&mut session, &[binding]).expect("it's unbound");
+    }
+
+    /// Whether the stream's exchange has a queue for this routing key, which gets a message thereby.
+    pub(crate) fn is_bound(&self, routing_key: &str) -> bool {
+        let vhost = self.vhost.as_ref().expect("a vhost");
+        vhost.publish(ACCOUNT_EVENT, routing_key, &json!({}), b"{}")
     }
 
     /// Closes every connection to the broker.
