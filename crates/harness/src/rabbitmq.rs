@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use std::{
     fs,
     io::{Read as _, Write as _},
+    mem,
     net::TcpStream,
     path::Path,
     process::{Command, Stdio},
@@ -21,6 +22,8 @@ const SCRIPT: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// A RabbitMQ node of one's own, to be killed and frozen. Gone with the value, with its data.
 pub struct PrivateRabbitmq {
     server: Option<Server>,
+    /// Whether it was killed when it last ended.
+    was_killed: bool,
     /// Erlang's port mapper, a process beside the node.
     _epmd: Server,
     folder: Folder,
@@ -60,7 +63,7 @@ impl PrivateRabbitmq {
         let epmd = Server::start(&epmd, &folder, &["KILL"]);
         // A node that finds none starts one of its own, which would outlive it.
         eventually("Erlang's port mapper answers", || TcpStream::connect(("127.0.0.1", epmd_port)).ok());
-        Self { server: None, _epmd: epmd, folder, amqp_port, management_port, dist_port, epmd_port }
+        Self { server: None, was_killed: false, _epmd: epmd, folder, amqp_port, management_port, dist_port, epmd_port }
     }
 
     /// Its URL, for the vhost that every node has.
@@ -100,7 +103,19 @@ impl PrivateRabbitmq {
             }
             thread::sleep(Duration::from_millis(10));
         }
+        if mem::take(&mut self.was_killed) {
+            self.elect_leaders();
+        }
         Ok(())
+    }
+
+    /// Has each quorum queue elect a leader that has none: RabbitMQ 3.10 may leave one without for ever if its node is killed
+    /// right behind the queue's declaration. Leaders don't mind.
+    fn elect_leaders(&self) {
+        self.eval(
+            "[ra:trigger_election(amqqueue:get_pid(Q)) || Q <- rabbit_amqqueue:list(), \
+             amqqueue:get_type(Q) =:= rabbit_quorum_queue], ok",
+        );
     }
 
     /// Whether it begins a handshake: its port opens when everything else has started.
@@ -118,6 +133,7 @@ impl PrivateRabbitmq {
     /// Ends it as a power failure does. Nothing happens if it doesn't run.
     pub fn kill(&mut self) {
         if let Some(server) = self.server.take() {
+            self.was_killed = true;
             server.kill();
         }
     }
