@@ -109,8 +109,8 @@ impl PrivateRabbitmq {
         Ok(())
     }
 
-    /// Has each quorum queue elect a leader that has none: RabbitMQ 3.10 may leave one without for ever if its node is killed
-    /// right behind the queue's declaration. Leaders don't mind.
+    /// Asks each quorum queue to elect a leader. After a kill soon after queues were declared, one was seen that RabbitMQ 3.10 had
+    /// left without; why isn't known, nor whether the fleet should see to it.
     fn elect_leaders(&self) {
         self.eval(
             "[ra:trigger_election(amqqueue:get_pid(Q)) || Q <- rabbit_amqqueue:list(), \
