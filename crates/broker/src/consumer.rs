@@ -1,7 +1,7 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -11,8 +11,12 @@ use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Select, TryRecvError};
 
 use crate::{
-    Delivery, Error, Link, Session, Settings, Ticket, connector::Connector, delivery, session::Channel,
-    topology::explain_missing, unsettled::Unsettled,
+    Delivery, Error, Link, Session, Settings, Ticket,
+    connector::Connector,
+    delivery,
+    session::Channel,
+    topology::{self, explain_missing},
+    unsettled::Unsettled,
 };
 
 const CONSUMING: &str = "consuming";
@@ -82,11 +86,62 @@ struct From {
     start: Option<StreamOffset>,
     prefetch: u16,
     /// Of the queues, those that aren't consumed for now.
-    left_out: LeftOut,
+    left_out: Option<LeftOut>,
 }
 
-/// Queues that a consumer leaves out whenever it connects, until they're taken from here.
-pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
+/// Queues that consumers leave out whenever they connect: those that are wrong, says whoever keeps the list, and those that were
+/// silent when they were to be consumed. A queue without a leader is, and would keep a consumer from all its others.
+#[derive(Clone, Debug, Default)]
+pub struct LeftOut(Arc<Mutex<OutOfOrder>>);
+
+#[derive(Debug, Default)]
+struct OutOfOrder {
+    wrong: BTreeSet<String>,
+    silent: VecDeque<String>,
+}
+
+impl LeftOut {
+    /// Sets those that are wrong.
+    pub fn set_wrong(&self, queues: BTreeSet<String>) {
+        self.list().wrong = queues;
+    }
+
+    /// Those that were silent.
+    #[must_use]
+    pub fn silent(&self) -> Vec<String> {
+        self.list().silent.iter().cloned().collect()
+    }
+
+    /// Asks the one that was asked longest ago whether it answers now, and takes it from the list if it does. See
+    /// [`ask`](topology::ask): on a connection of its own, and no longer than a second beside opening that.
+    pub fn ask_again(&self, settings: &Settings, name: &str) {
+        const LIMIT_MS: u64 = 1000;
+        let Some(queue) = self.list().silent.front().cloned() else { return };
+        let settings = Settings { confirm_timeout_ms: settings.confirm_timeout_ms.min(LIMIT_MS), ..settings.clone() };
+        let asked = Session::open(&settings, name).and_then(|mut session| topology::ask(&mut session, &queue));
+        let mut list = self.list();
+        list.silent.retain(|silent| *silent != queue);
+        if asked.is_err() {
+            list.silent.push_back(queue);
+        }
+    }
+
+    fn was_silent(&self, queue: &str) {
+        let mut list = self.list();
+        if !list.silent.iter().any(|silent| silent == queue) {
+            list.silent.push_back(queue.into());
+        }
+    }
+
+    fn contains(&self, queue: &str) -> bool {
+        let OutOfOrder { wrong, silent } = &*self.list();
+        wrong.contains(queue) || silent.iter().any(|silent| silent == queue)
+    }
+
+    fn list(&self) -> MutexGuard<'_, OutOfOrder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Takes deliveries from one or several queues, or from a stream, on a connection of its own that it opens when it's needed and again
 /// when it's lost.
@@ -106,7 +161,7 @@ impl Consumer {
     pub fn new(settings: &Settings, name: &str, queues: Vec<String>, prefetch: u16) -> Self {
         let queues = queues.into_iter().map(Into::into).collect();
         // To the broker, 0 is no limit.
-        let from = From { queues, start: None, prefetch: prefetch.max(1), left_out: LeftOut::default() };
+        let from = From { queues, start: None, prefetch: prefetch.max(1), left_out: None };
         Self { connector: Connector::new(settings, name, "consume"), from, live: None, epoch: 0 }
     }
 
@@ -126,10 +181,11 @@ impl Consumer {
         self
     }
 
-    /// Leaves these queues out, whatever is in here when the hook has run.
+    /// Leaves queues out, whatever is in here when the hook has run, and notes here those that are silent. Without it, a silent
+    /// queue is tried again and again, and keeps it from the others.
     #[must_use]
     pub fn leaving_out(mut self, left_out: LeftOut) -> Self {
-        self.from.left_out = left_out;
+        self.from.left_out = Some(left_out);
         self
     }
 
@@ -306,10 +362,15 @@ impl Live {
     fn consume(session: &mut Session, from: &From) -> Result<(Channel, Vec<Source>), Error> {
         let channel = session.channel()?;
         channel.call("limiting what the broker sends ahead", |raw| raw.qos(0, from.prefetch, false))?;
-        let open = |queue| Source::open(&channel, queue, from.start);
-        let left_out = from.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let sources = from.queues.iter().filter(|queue| !left_out.contains(&***queue)).map(open);
-        let sources = sources.collect::<Result<_, _>>()?;
+        let left_out = |queue: &str| from.left_out.as_ref().is_some_and(|left_out| left_out.contains(queue));
+        let open = |queue| {
+            Source::open(&channel, queue, from.start).inspect_err(|error| {
+                if let (Error::TimedOut { .. }, Some(left_out)) = (error, &from.left_out) {
+                    left_out.was_silent(queue);
+                }
+            })
+        };
+        let sources = from.queues.iter().filter(|queue| !left_out(queue)).map(open).collect::<Result<_, _>>()?;
         Ok((channel, sources))
     }
 

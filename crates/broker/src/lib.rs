@@ -28,6 +28,6 @@ pub use session::Session;
 pub use settings::Settings;
 pub use survey::Survey;
 pub use topology::{
-    Difference, QueueDepth, Refused, declare, declare_each, delete_exchanges, delete_queues, depths, drain, existing,
-    unbind,
+    Difference, QueueDepth, Refused, ask, declare, declare_each, delete_exchanges, delete_queues, depths, drain,
+    existing, unbind,
 };

@@ -163,6 +163,21 @@ pub fn existing(session: &mut Session, names: &[String]) -> Result<Vec<QueueDept
     Ok(there)
 }
 
+/// Asks a queue for a message, and gives it back at once, which counts as a delivery. That there's one or none is an answer; a
+/// quorum queue without a leader gives none, whatever a declaration says of it.
+///
+/// # Errors
+/// [`Error::MissingQueue`], [`Error::Refused`], or one that [is lost](Error::is_lost): most of all [`Error::TimedOut`].
+pub fn ask(session: &mut Session, queue: &str) -> Result<(), Error> {
+    session.on_channel(|channel| {
+        let got = channel.call("asking a queue for a message", |raw| raw.basic_get(queue, false));
+        match got.map_err(|error| explain_missing(error, queue))? {
+            Some(got) => channel.call("giving a message back", |raw| got.delivery.nack(raw, true)),
+            None => Ok(()),
+        }
+    })
+}
+
 /// Takes everything out of a queue: up to `batch` messages at a time, which are gone once `keep` has them safely elsewhere.
 /// Returns how many that was. That nothing is left says the queue itself, which is asked for one more message: a count would be
 /// 0 as well where a quorum queue is too busy to answer. A queue that isn't there has none.

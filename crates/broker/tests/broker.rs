@@ -782,7 +782,7 @@ fn a_killed_broker_loses_nothing_that_it_confirmed() {
     declare(&settings, &queues(&["killed"]));
     let mut consumer = Consumer::new(&settings, "test", vec!["killed".into()], 1000);
     // RabbitMQ writes down where a new queue's messages are only half a second later.
-    node.eval("dets:sync(ra_directory_reverse)");
+    node.write_down();
     let publishing = Publishing::start(&settings, "killed");
     publishing.await_more(500);
     let in_hand = consumer.next_batch(100, LINGER, SOON).unwrap();

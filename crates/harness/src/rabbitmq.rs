@@ -6,7 +6,6 @@ use rustix::process::Signal;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    mem,
     net::TcpStream,
     path::Path,
     process::{Command, Stdio},
@@ -22,8 +21,6 @@ const SCRIPT: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// A RabbitMQ node of one's own, to be killed and frozen. Gone with the value, with its data.
 pub struct PrivateRabbitmq {
     server: Option<Server>,
-    /// Whether it was killed when it last ended.
-    was_killed: bool,
     /// Erlang's port mapper, a process beside the node.
     _epmd: Server,
     folder: Folder,
@@ -63,7 +60,7 @@ impl PrivateRabbitmq {
         let epmd = Server::start(&epmd, &folder, &["KILL"]);
         // A node that finds none starts one of its own, which would outlive it.
         eventually("Erlang's port mapper answers", || TcpStream::connect(("127.0.0.1", epmd_port)).ok());
-        Self { server: None, was_killed: false, _epmd: epmd, folder, amqp_port, management_port, dist_port, epmd_port }
+        Self { server: None, _epmd: epmd, folder, amqp_port, management_port, dist_port, epmd_port }
     }
 
     /// Its URL, for the vhost that every node has.
@@ -103,19 +100,7 @@ impl PrivateRabbitmq {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        if mem::take(&mut self.was_killed) {
-            self.elect_leaders();
-        }
         Ok(())
-    }
-
-    /// Asks each quorum queue to elect a leader. After a kill soon after queues were declared, one was seen that RabbitMQ 3.10 had
-    /// left without; why isn't known, nor whether the fleet should see to it.
-    fn elect_leaders(&self) {
-        self.eval(
-            "[ra:trigger_election(amqqueue:get_pid(Q)) || Q <- rabbit_amqqueue:list(), \
-             amqqueue:get_type(Q) =:= rabbit_quorum_queue], ok",
-        );
     }
 
     /// Whether it begins a handshake: its port opens when everything else has started.
@@ -130,10 +115,18 @@ impl PrivateRabbitmq {
         asked.is_ok() && first == [METHOD_FRAME]
     }
 
+    /// Has it write down now what it would half a second later: where the files of new queues and streams are. Killed before, it
+    /// loses them.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn write_down(&self) {
+        self.eval("[dets:sync(Name) || Name <- [ra_directory_reverse, ra_coordination_directory_reverse]]");
+    }
+
     /// Ends it as a power failure does. Nothing happens if it doesn't run.
     pub fn kill(&mut self) {
         if let Some(server) = self.server.take() {
-            self.was_killed = true;
             server.kill();
         }
     }

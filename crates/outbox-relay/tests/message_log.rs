@@ -593,8 +593,7 @@ fn a_broker_that_goes_and_comes_back_gets_everything() {
             eventually_within(PATIENCE, "the partition moves", || {
                 (stage.partitions()[0].seq > before + 200).then_some(())
             });
-            // RabbitMQ writes down where it keeps its knowledge of the streams only half a second later.
-            rabbitmq.eval("dets:sync(ra_coordination_directory_reverse)");
+            rabbitmq.write_down();
             rabbitmq.kill();
             let behind = stage.waiting() + 200;
             eventually_within(PATIENCE, "messages pile up", || (stage.waiting() > behind).then_some(()));

@@ -26,7 +26,7 @@ use uuid::Uuid;
 /// How long to wait for the first message of a batch before looking whether to stop.
 const IDLE: Duration = Duration::from_millis(250);
 
-/// How long to leave out a queue that isn't as it must be before looking at it again.
+/// How long to leave out a queue that isn't as it must be, or doesn't answer, before looking at it again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long saying goodbye to the broker may take.
@@ -177,13 +177,14 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         Ok(())
     }
 
-    /// Consumes queues again that were left out and have been put right.
+    /// Consumes queues again that were left out and have been put right, or answer again.
     fn take_back_in(&mut self) {
         let Shared { needs, broker, service, .. } = *self.shared;
         let before = self.consumer.left_out();
         if before.is_empty() {
             return;
         }
+        needs.left_out().ask_again(broker, service);
         let looked = Session::open(broker, service).and_then(|mut session| {
             needs.declare(&mut session)?;
             session.close(Instant::now() + GOODBYE);

@@ -19,7 +19,7 @@ pub(crate) struct Needs {
 
 #[derive(Default)]
 struct Trouble {
-    /// Of the queues that are to be consumed those that aren't as they must be, with what is wrong.
+    /// Of the queues that are to be consumed those that aren't as they must be, or don't answer, with what is wrong.
     queues: BTreeMap<String, String>,
     /// What is wrong with what messages are sent on to.
     onward: Option<String>,
@@ -64,12 +64,16 @@ impl Needs {
                 log::warn!("left as it is, others need it: {}", refused.error);
             }
         }
+        // What there is to be consumed besides goes on.
+        let all = consumed.iter().all(|queue| unusable.contains_key(queue));
+        for queue in self.left_out.silent().into_iter().filter(|queue| consumed.contains(queue)) {
+            let why = format!("queue `{queue}` does not answer; see `fleetctl topology show`");
+            unusable.entry(queue).or_insert(why);
+        }
         let news = unusable.iter().filter(|(queue, _)| !self.leaves_out(queue));
         news.for_each(|(queue, why)| log::error!(queue = queue.as_str(); "doesn't consume a queue: {why}"));
-        *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = unusable.keys().cloned().collect();
-        let all = consumed.iter().all(|queue| unusable.contains_key(queue));
+        self.left_out.set_wrong(unusable.keys().cloned().collect());
         self.trouble().queues = unusable;
-        // What there is to be consumed besides goes on.
         last.filter(|_| all).map_or(Ok(()), Err)
     }
 
@@ -78,7 +82,7 @@ impl Needs {
         self.trouble().onward = trouble;
     }
 
-    /// Whether this queue isn't as it must be.
+    /// Whether this queue isn't as it must be, or doesn't answer.
     pub(crate) fn leaves_out(&self, queue: &str) -> bool {
         self.trouble().queues.contains_key(queue)
     }

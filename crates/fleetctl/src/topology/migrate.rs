@@ -3,7 +3,7 @@
 use super::{Counts, divided, prune::await_empty};
 use crate::{Outcome, context::Context, interrupt::Interrupt};
 use anyhow::{Context as _, bail};
-use broker::{Error, Session};
+use broker::{Error, Session, Settings};
 use domain::topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology};
 use std::{io::Write, time::Duration};
 
@@ -15,6 +15,7 @@ const TRIES: u32 = 5;
 
 pub(crate) struct Migration<'a> {
     session: Session,
+    broker: Settings,
     topology: Topology,
     counts: Counts,
     interrupt: Interrupt,
@@ -23,8 +24,10 @@ pub(crate) struct Migration<'a> {
 
 impl<'a> Migration<'a> {
     pub(crate) fn new(context: &Context, counts: Counts, out: &'a mut dyn Write) -> anyhow::Result<Self> {
+        let broker = context.broker()?;
         Ok(Self {
-            session: Session::open(&context.broker()?, "fleetctl")?,
+            session: Session::open(&broker, "fleetctl")?,
+            broker,
             topology: context.topology()?.and(divided(context)?),
             counts,
             interrupt: Interrupt::catch()?,
@@ -33,16 +36,41 @@ impl<'a> Migration<'a> {
     }
 
     /// Gives what is called so the arguments that the fleet wants.
-    pub(crate) fn run(mut self, name: &str) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(mut self, name: &str, discard: bool) -> anyhow::Result<Outcome> {
         let exchange = self.topology.exchanges.iter().find(|exchange| exchange.name == name).cloned();
         let queue = self.topology.queues.iter().find(|queue| queue.name == name).cloned();
         if exchange.is_none() && queue.is_none() {
             bail!("the fleet has no queue or exchange `{name}`; `fleetctl topology show` lists them");
         }
+        if let Some(queue) = queue.as_ref().filter(|queue| !matches!(queue.expiry, Expiry::Retain(_))) {
+            self.await_answer(queue, discard)?;
+        }
         if let Some(exchange) = exchange {
             self.exchange(&exchange)?;
         }
         queue.map_or(Ok(Outcome::Done), |queue| self.queue(&queue))
+    }
+
+    /// Fails if the queue gives no answer; deletes it instead if it may be discarded.
+    fn await_answer(&mut self, queue: &Queue, discard: bool) -> anyhow::Result<()> {
+        let name = &queue.name;
+        match broker::ask(&mut self.session, name) {
+            Err(Error::TimedOut { after, .. }) if discard => {
+                self.session = Session::open(&self.broker, "fleetctl")?;
+                broker::delete_queues(&mut self.session, std::slice::from_ref(name))?;
+                self.say(&format!("queue `{name}` gave no answer in {after:?} and is deleted"))
+            }
+            Err(Error::TimedOut { after, .. }) => bail!(
+                "queue `{name}` gives no answer in {after:?}: it has no leader. Are all RabbitMQ nodes up? If it was declared \
+                 in the second before RabbitMQ was killed, it has none for good: `fleetctl topology migrate {name} --discard` deletes it and \
+                 declares it anew"
+            ),
+            Ok(()) if discard => {
+                bail!("queue `{name}` answers: nothing is discarded; without --discard its messages are kept")
+            }
+            Ok(()) | Err(Error::MissingQueue { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn exchange(&mut self, exchange: &Exchange) -> anyhow::Result<()> {

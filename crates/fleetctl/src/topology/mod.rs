@@ -3,11 +3,14 @@ mod prune;
 
 use crate::{Outcome, context::Context, output};
 use anyhow::Context as _;
-use broker::{QueueDepth, Session};
+use broker::{Error, QueueDepth, Session, Settings};
 use clap::Args;
 use domain::topology::{ExchangeKind, Expiry, Retention, Topology, earlier_retry_name, queue};
 use management::Management;
-use std::{collections::HashMap, io::Write};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Write,
+};
 use storage::{Database, partitions, resharding};
 
 /// The broker's exchanges, queues and bindings
@@ -17,8 +20,9 @@ pub(crate) enum Command {
     Declare,
     /// Show what the fleet needs, and how full each queue is; a stream's messages are counted with some delay
     ///
-    /// READY are messages that nobody has taken yet. OVERDUE are those whose wait is over, or that were given up, and that don't
-    /// arrive where they go; only the management API tells, and without it nothing is shown there.
+    /// READY are messages that nobody has taken yet; "no answer" if the queue gives none, which is what one without a leader does.
+    /// OVERDUE are messages whose wait is over, or that were given up, and that don't arrive where they go. Both are known from the
+    /// management API alone.
     Show(Api),
     /// Give a queue or an exchange the arguments that it must have
     ///
@@ -28,6 +32,12 @@ pub(crate) enum Command {
     Migrate {
         /// The queue, or the exchange
         name: String,
+        /// Delete a queue that gives no answer, with whatever is in it, and declare it anew
+        ///
+        /// For one that was declared in the second before RabbitMQ was killed: it has lost its leader for good, and its messages, if
+        /// it had any. One whose nodes are away still has them: bring those back instead.
+        #[arg(long)]
+        discard: bool,
         #[command(flatten)]
         api: Api,
     },
@@ -86,8 +96,8 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
     match command {
         Command::Declare => declare(context, out),
         Command::Show(api) => show(context, api, out),
-        Command::Migrate { name, api } => {
-            migrate::Migration::new(context, Counts::require(context, api)?, out)?.run(name)
+        Command::Migrate { name, discard, api } => {
+            migrate::Migration::new(context, Counts::require(context, api)?, out)?.run(name, *discard)
         }
         Command::Prune(api) => prune::run(context, &Counts::require(context, api)?, out),
     }
@@ -130,9 +140,9 @@ fn show(context: &Context, api: &Api, out: &mut dyn Write) -> anyhow::Result<Out
         None
     });
     let earlier: Vec<_> = context.retry_delays()?.into_iter().map(earlier_retry_name).collect();
-    let overdue = overdue(context, api, &topology, &earlier).unwrap_or_else(|error| {
-        eprintln!("fleetctl: cannot read what is overdue: {error:#}");
-        None
+    let told = told(context, api, &topology, &earlier).unwrap_or_else(|error| {
+        eprintln!("fleetctl: cannot read which messages are overdue, and which queues give no answer: {error:#}");
+        Told::default()
     });
     let exchanges: HashMap<_, _> = topology.exchanges.iter().map(|exchange| (&exchange.name, exchange.kind)).collect();
     let queues: HashMap<_, _> = topology.queues.iter().map(|queue| (&queue.name, &queue.expiry)).collect();
@@ -159,9 +169,10 @@ fn show(context: &Context, api: &Api, out: &mut dyn Write) -> anyhow::Result<Out
             let (messages, consumers) = match depths.as_ref().map(|depths| depths.get(&binding.queue)) {
                 None => ("?".into(), "?".into()),
                 Some(None) => ("not declared".into(), "-".into()),
+                Some(Some(_)) if told.silent.contains(&binding.queue) => ("no answer".into(), "?".into()),
                 Some(Some(depth)) => (depth.messages.to_string(), depth.consumers.to_string()),
             };
-            let late = overdue.as_ref().and_then(|overdue| overdue.get(&binding.queue)).filter(|count| **count > 0);
+            let late = told.overdue.get(&binding.queue).filter(|count| **count > 0);
             let late = late.map(u64::to_string).unwrap_or_default();
             let (exchange, queue) = (binding.exchange.clone(), binding.queue.clone());
             vec![exchange, kind.as_str().into(), key, queue, messages, consumers, end, late]
@@ -170,7 +181,7 @@ fn show(context: &Context, api: &Api, out: &mut dyn Write) -> anyhow::Result<Out
     let header = ["EXCHANGE", "TYPE", "ROUTING KEY", "QUEUE", "READY", "CONSUMERS", "ITS MESSAGES END", "OVERDUE"];
     output::table(out, &header, &rows)?;
     for name in earlier {
-        if let Some(overdue) = overdue.as_ref().and_then(|overdue| overdue.get(&name)) {
+        if let Some(overdue) = told.overdue.get(&name) {
             writeln!(
                 out,
                 "{name} is an earlier version's ({overdue} overdue): `fleetctl topology prune` takes it away"
@@ -180,24 +191,38 @@ fn show(context: &Context, api: &Api, out: &mut dyn Write) -> anyhow::Result<Out
     Ok(Outcome::Done)
 }
 
-/// How many messages of each queue are overdue; `None` if nobody says where the management API is.
-fn overdue(
-    context: &Context,
-    api: &Api,
-    topology: &Topology,
-    earlier: &[String],
-) -> anyhow::Result<Option<HashMap<String, u64>>> {
-    if context.broker_if_set()?.is_none() {
-        return Ok(None);
-    }
-    let Some(counts) = Counts::open(context, api)? else { return Ok(None) };
-    let mut overdue = HashMap::new();
+/// What only the management API tells of queues; nothing if nobody says where it is.
+#[derive(Default)]
+struct Told {
+    /// How many messages of each are overdue.
+    overdue: HashMap<String, u64>,
+    /// Those that give no answer.
+    silent: HashSet<String>,
+}
+
+fn told(context: &Context, api: &Api, topology: &Topology, earlier: &[String]) -> anyhow::Result<Told> {
+    let mut told = Told::default();
+    let Some(settings) = context.broker_if_set()? else { return Ok(told) };
+    let Some(counts) = Counts::open(context, api)? else { return Ok(told) };
+    // A queue that answers does so at once.
+    let settings = Settings { confirm_timeout_ms: settings.confirm_timeout_ms.min(1000), ..settings };
     for name in topology.queues.iter().map(|queue| &queue.name).chain(earlier) {
-        if let Some(Count { overdue: Some(count), .. }) = counts.of(name)? {
-            overdue.insert(name.clone(), count);
+        let Some(Count { messages, overdue, .. }) = counts.of(name)? else { continue };
+        told.overdue.extend(overdue.map(|overdue| (name.clone(), overdue)));
+        // Its leader counts.
+        if messages.is_none() && is_silent(&settings, name)? {
+            told.silent.insert(name.clone());
         }
     }
-    Ok(Some(overdue))
+    Ok(told)
+}
+
+fn is_silent(settings: &Settings, queue: &str) -> anyhow::Result<bool> {
+    match broker::ask(&mut Session::open(settings, "fleetctl")?, queue) {
+        Err(Error::TimedOut { .. }) => Ok(true),
+        Ok(()) | Err(Error::Refused { .. } | Error::MissingQueue { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 type Depths = HashMap<String, QueueDepth>;

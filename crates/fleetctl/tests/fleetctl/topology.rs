@@ -14,7 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually};
+use test_support::{PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, eventually};
 
 const SMS: &str = queue::SEND_NOTIFICATION_SMS;
 
@@ -273,4 +273,33 @@ fn messages_that_do_not_arrive_where_they_go_are_shown_as_overdue() {
         let row = shown.lines().find(|line| line.starts_with("wait.1s"))?;
         (row.split_whitespace().last() == Some("1")).then_some(())
     });
+}
+
+#[test]
+fn a_queue_without_a_leader_is_shown_and_discarded_when_told_to() {
+    if !PrivateRabbitmq::is_installed() {
+        return;
+    }
+    let (mut node, database) = (PrivateRabbitmq::new(), TestDatabase::new());
+    node.start();
+    let fleetctl = |args: &[&str]| {
+        let mut command = fleetctl(&database, args);
+        command.env("AMQP_URL", node.url()).env("RABBITMQ_MANAGEMENT_URL", node.management_url());
+        command
+    };
+    let mut session = Session::open(&broker_settings(&node.url()), "test").expect("a session");
+    let sms = Topology::fleet(&[]).queues.into_iter().filter(|queue| queue.name == SMS).collect();
+    broker::declare(&mut session, &Topology { queues: sms, ..Topology::default() }).expect("it's declared");
+    // Before it has counted anything.
+    node.eval("sys:suspend('%2F_send_notification.sms')");
+    let shown = run(fleetctl(&["topology", "show"]), 0);
+    let line = shown.lines().find(|line| line.contains(SMS)).expect("it's shown");
+    assert!(line.contains("no answer"), "{line}");
+    let said = complaint(fleetctl(&["topology", "migrate", SMS]), 2);
+    assert!(said.contains(&format!("`fleetctl topology migrate {SMS} --discard`")), "{said}");
+    let said = run(fleetctl(&["topology", "migrate", SMS, "--discard"]), 0);
+    assert!(said.contains("and is deleted") && said.contains("is as it must be"), "{said}");
+    broker::ask(&mut session, SMS).expect("it answers");
+    let said = complaint(fleetctl(&["topology", "migrate", SMS, "--discard"]), 2);
+    assert!(said.contains("nothing is discarded"), "{said}");
 }

@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use test_support::{TestVhost, eventually, free_ports};
+use test_support::{PrivateRabbitmq, TestVhost, eventually, free_ports};
 use worker::{BatchHandler, Item, Outgoing, Queues, Received, Settings, Step, Worker};
 
 /// A queue beside the fleet's.
@@ -167,6 +167,43 @@ fn a_queue_with_other_arguments_is_left_out_and_taken_back_in_when_it_is_put_rig
         broker::delete_queues(&mut session(&vhost), &[OTHER.into()]).expect("it's deleted");
         eventually("it's ready", || (get(port, "/health/ready")?.0 == 200).then_some(()));
         publish_all(vhost.url(), &to_other(1));
+        eventually("the other one is consumed", || (notes.all() == ["first", "other"]).then_some(()));
+    });
+}
+
+/// As a queue is that RabbitMQ has left without a leader, being killed while it was declared: it's there, and that's all.
+#[test]
+fn a_queue_that_does_not_answer_is_left_out_and_taken_back_in_when_it_does() {
+    if !PrivateRabbitmq::is_installed() {
+        return;
+    }
+    let mut node = PrivateRabbitmq::new();
+    node.start();
+    let url = node.url();
+    let mut session = Session::open(&broker_settings(&url), "test").expect("a session");
+    broker::declare(&mut session, &other()).expect("it's declared");
+    node.eval("sys:suspend('%2F_other')");
+    let notes = Notes::default();
+    let noting = notes.clone();
+    let mut consuming = worker(&url, Arc::new(MemoryLedger::default()), move |batch, _: &mut Outgoing, _| {
+        batch.iter().for_each(|item| noting.add(&item.message));
+        Ok(())
+    });
+    let [port] = free_ports();
+    consuming.health.port = port;
+    consuming.broker.confirm_timeout_ms = 6000;
+    consuming.queues = Queues::declared_by(|| Ok(other()));
+    // Whose turn comes first, since those after it would wait.
+    consuming.queues.set(vec![OTHER.into(), QUEUE.into()]);
+    while_running(consuming, || {
+        eventually("it says what is wrong", || {
+            (trouble(port)? == "queue `other` does not answer; see `fleetctl topology show`").then_some(())
+        });
+        publish(&url, ["first"]);
+        eventually("the good one is consumed", || (notes.all() == ["first"]).then_some(()));
+        node.eval("sys:resume('%2F_other')");
+        eventually("it's ready", || (get(port, "/health/ready")?.0 == 200).then_some(()));
+        publish_all(&url, &to_other(1));
         eventually("the other one is consumed", || (notes.all() == ["first", "other"]).then_some(()));
     });
 }
