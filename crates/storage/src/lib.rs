@@ -1,44 +1,69 @@
 #![doc = include_str!("../README.md")]
 
-pub mod account_effects;
 pub mod admin;
-pub mod attempts;
-pub mod audit;
-pub mod avatars;
 pub mod collations;
-pub mod consumer_offsets;
-pub mod dead_letters;
 mod error;
-pub mod feeds;
-mod floors;
-pub mod garbage;
-pub mod imports;
-pub mod leases;
 mod locks;
-pub mod log_audit;
-pub mod message_audit;
-pub mod message_epochs;
-pub mod message_outbox;
-pub mod messages;
 pub mod migrations;
-pub mod notifications;
-pub mod outbox;
-pub mod parked;
-pub mod partitions;
 mod pool;
-pub mod repair;
-pub mod resharding;
-pub mod results;
 mod schema;
 mod session;
-pub mod sleeper;
 mod socket;
-pub mod stream_audit;
-pub mod streams;
-pub mod subscriptions;
-pub mod tweets;
-pub mod users;
 
+/// Users, whom they follow, what they post, and what follows from that.
+mod microblog {
+    pub mod audit;
+    pub mod avatars;
+    pub mod feeds;
+    pub mod garbage;
+    pub mod imports;
+    pub mod notifications;
+    pub mod repair;
+    pub mod subscriptions;
+    pub mod tweets;
+    pub mod users;
+}
+
+/// What stands between a transaction and a queue.
+mod messaging {
+    pub mod attempts;
+    pub mod dead_letters;
+    pub(crate) mod floors;
+    pub mod outbox;
+    pub mod sleeper;
+}
+
+/// Events in order per key.
+pub mod streams {
+    pub mod account_effects;
+    mod events;
+    pub mod leases;
+    pub mod parked;
+    pub mod resharding;
+    pub mod results;
+    pub mod stream_audit;
+
+    pub use self::events::*;
+}
+
+/// The message log.
+mod log {
+    pub mod consumer_offsets;
+    pub mod log_audit;
+    pub mod message_audit;
+    pub mod message_epochs;
+    pub mod message_outbox;
+    pub mod messages;
+    pub mod partitions;
+}
+
+// The folders are for readers of the source; callers name only a table's module.
+pub use self::{
+    log::*,
+    messaging::*,
+    microblog::*,
+    streams::{account_effects, leases, parked, resharding, results, stream_audit},
+};
 pub use diesel::PgConnection;
 pub use error::Error;
 pub use floors::Floors;
