@@ -2,7 +2,7 @@ use super::{
     label,
     posting::{Found, Options, Request},
 };
-use crate::{Outcome, context::Context, interrupt::Interrupt, output::pace, progress::Progress};
+use crate::{Outcome, context::Context, duration, interrupt::Interrupt, output::pace, progress::Progress};
 use domain::stream::{AccountId, PAYLOAD_MAX};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
@@ -24,7 +24,7 @@ use storage::{Database, results, stream_audit};
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  fleetctl load events --accounts 1000 --events 10000 --seed 7 --wait
+  fleetctl load events --accounts 1000 --events 10000 --seed 7 --wait 5m
   fleetctl load events --accounts 100 --events 100000 --rate 2000 --hot 0.5
   fleetctl load events --accounts 10 --events 100 --prefix trial-")]
 pub(crate) struct Args {
@@ -49,10 +49,10 @@ pub(crate) struct Args {
     /// How long each payload is at least
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(..=PAYLOAD_MAX as i64))]
     payload_bytes: u32,
-    /// Wait until all events of these accounts are through that aren't held up by a parked one, and tell how long it
-    /// took
-    #[arg(long)]
-    wait: bool,
+    /// Then wait, up to this long, until all events of these accounts are processed or held up by a parked one, and tell how
+    /// long it took; exit with 1 if any are still pending
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    wait: Option<Duration>,
     #[command(flatten)]
     options: Options,
 }
@@ -98,7 +98,10 @@ pub(crate) fn run(
         posting.run("events", |agent, request| delivery.post(agent, request, &events.body(request.range.clone())));
     let left = posted.tell("events", args.events, out)?;
     let none_doubled = delivery.doubles()?.tell(out)?;
-    let all_applied = !args.wait || await_all(&context.patient_database()?, &prefix, interrupt, out)?;
+    let all_applied = match args.wait {
+        Some(wait) => await_all(&context.patient_database()?, &prefix, wait, interrupt, out)?,
+        None => true,
+    };
     Ok(match left {
         _ if interrupt.is_set() => Outcome::Interrupted,
         0 if none_doubled && all_applied => Outcome::Done,
@@ -106,13 +109,21 @@ pub(crate) fn run(
     })
 }
 
-/// Waits until nothing waits any more but what is parked, tells how it went, and answers whether every event is through.
-fn await_all(database: &Database, prefix: &str, interrupt: &Interrupt, out: &mut dyn Write) -> anyhow::Result<bool> {
+/// Waits up to `limit` until nothing is pending but what is parked, tells how it went, and returns whether every event is
+/// processed.
+fn await_all(
+    database: &Database,
+    prefix: &str,
+    limit: Duration,
+    interrupt: &Interrupt,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
     const POLL_INTERVAL: Duration = Duration::from_millis(250);
+    let deadline = Instant::now() + limit;
     let backlog = || -> anyhow::Result<_> { Ok(stream_audit::backlog(&mut *database.connection()?, prefix)?) };
     let mut waiting = backlog()?.waiting;
     let progress = Progress::new("applied", waiting.unsigned_abs());
-    while waiting > 0 && !interrupt.is_set() {
+    while waiting > 0 && !interrupt.is_set() && Instant::now() < deadline {
         interrupt.sleep_until(Instant::now() + POLL_INTERVAL);
         let now = backlog()?.waiting;
         progress.advance(u64::try_from(waiting - now).unwrap_or(0));
@@ -131,6 +142,9 @@ fn await_all(database: &Database, prefix: &str, interrupt: &Interrupt, out: &mut
         totals.parked,
         pace(totals.applied.unsigned_abs(), took)
     )?;
+    if waiting > 0 {
+        writeln!(out, "{waiting} events still pending")?;
+    }
     if let Some(longest) = &totals.longest {
         let work = Duration::from_millis(longest.work_ms.unsigned_abs());
         let mut line =

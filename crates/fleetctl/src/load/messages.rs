@@ -2,7 +2,7 @@ use super::{
     label,
     posting::{Found, Options, Request},
 };
-use crate::{Outcome, context::Context, interrupt::Interrupt, output::pace, progress::Progress};
+use crate::{Outcome, context::Context, duration, interrupt::Interrupt, output::pace, progress::Progress};
 use anyhow::ensure;
 use domain::log::{Group, TEXT_MAX};
 use std::{
@@ -27,7 +27,7 @@ const SIZE_MAX: usize = TEXT_MAX - " #99999".len() + " #0".len();
 #[command(after_long_help = "\
 Examples:
   fleetctl load messages --count 1000000
-  fleetctl load messages --count 60000 --rate 1000 --wait recorder
+  fleetctl load messages --count 60000 --rate 1000 --group recorder --wait 5m
   fleetctl load messages --count 100000 --key-count 50 --batch 100
   fleetctl load messages --count 1000 --batch 1 --partitions 2")]
 pub(crate) struct Args {
@@ -49,9 +49,12 @@ pub(crate) struct Args {
     /// Request number i to partition i % N; else a message goes to its key's, or to each in turn
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     partitions: Option<u64>,
-    /// Wait until this group has recorded all of them, and tell how long it took
-    #[arg(long, value_name = "GROUP")]
-    wait: Option<Group>,
+    /// Then wait, up to this long, until --group has recorded all of them, and tell how long it took; exit with 1 if it hasn't
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, requires = "group")]
+    wait: Option<Duration>,
+    /// The group to wait for
+    #[arg(long, requires = "wait")]
+    group: Option<Group>,
     #[command(flatten)]
     options: Options,
 }
@@ -68,8 +71,8 @@ pub(crate) fn run(
     let texts = Texts { label: label(), size: args.size as usize };
     let newest = {
         let mut conn = database.connection()?;
-        if let Some(group) = &args.wait {
-            ensure!(consumer_offsets::exists(&mut conn, group)?, "--wait {group}: unknown group");
+        if let Some(group) = &args.group {
+            ensure!(consumer_offsets::exists(&mut conn, group)?, "--group {group}: unknown group");
         }
         let partitions = partitions::list(&mut conn)?.into_iter();
         partitions.map(|partition| (partition.partition, partition.seq)).collect::<Vec<_>>()
@@ -95,9 +98,10 @@ pub(crate) fn run(
         delivery.post(agent, request, &body.to_string())
     });
     let left = posted.tell("messages", args.count, out)?;
-    let all_recorded = match &args.wait {
-        Some(group) => {
-            await_recorded(&context.patient_database()?, group, &texts.prefix(), posted.accepted, interrupt, out)?
+    let all_recorded = match args.group.as_ref().zip(args.wait) {
+        Some((group, wait)) => {
+            let (database, deadline) = (context.patient_database()?, Instant::now() + wait);
+            await_recorded(&database, group, &texts.prefix(), posted.accepted, deadline, interrupt, out)?
         }
         None => true,
     };
@@ -109,12 +113,13 @@ pub(crate) fn run(
     })
 }
 
-/// Waits until the group has recorded so many, tells how it went, and answers whether it has.
+/// Waits until the group has recorded so many, or the deadline has passed, tells how it went, and returns whether it has.
 fn await_recorded(
     database: &Database,
     group: &Group,
     prefix: &str,
     count: u64,
+    deadline: Instant,
     interrupt: &Interrupt,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
@@ -129,7 +134,7 @@ fn await_recorded(
         let now = recorded.messages.unsigned_abs();
         progress.advance(now.saturating_sub(seen));
         seen = now;
-        if seen >= count || interrupt.is_set() {
+        if seen >= count || interrupt.is_set() || asked >= deadline {
             break recorded;
         }
         interrupt.sleep_until(Instant::now() + POLL_INTERVAL.max(asked.elapsed() * REST));

@@ -17,7 +17,7 @@ use storage::{PgConnection, partitions, resharding};
 #[command(after_long_help = "\
 Examples:
   fleetctl log add-partitions 2
-  fleetctl log topics")]
+  fleetctl log partitions")]
 pub(crate) struct Args {
     /// How many more
     #[arg(value_name = "N", value_parser = clap::value_parser!(i32).range(1..=i64::from(PARTITIONS_MAX - 1)))]

@@ -4,12 +4,12 @@ mod add_partitions;
 mod browse;
 mod groups;
 mod message;
+mod partitions;
 mod remove_group;
 mod reset_offset;
 mod skipped;
 mod stream;
 mod tail;
-mod topics;
 mod verify;
 
 use crate::{Outcome, context::Context, output::visible};
@@ -20,7 +20,6 @@ use storage::{
     PgConnection,
     consumer_offsets::{self, Contents},
     leases::{self, Member},
-    partitions,
 };
 
 /// The message log: its partitions, the consumer groups, and the messages themselves
@@ -29,7 +28,8 @@ use storage::{
 /// about right, and may be a little too high.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    Topics(topics::Args),
+    #[command(visible_alias = "topics")]
+    Partitions(partitions::Args),
     Groups(groups::Args),
     Browse(browse::Args),
     Tail(tail::Args),
@@ -42,7 +42,7 @@ pub(crate) enum Command {
 
 pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     match command {
-        Command::Topics(args) => topics::run(args, context, out),
+        Command::Partitions(args) => partitions::run(args, context, out),
         Command::Groups(args) => groups::run(args, context, out),
         Command::Browse(args) => browse::run(args, context, out),
         Command::Tail(args) => tail::run(args, context),
@@ -56,7 +56,7 @@ pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> 
 
 /// The partitions that are meant: that one, which must be there, or all of them.
 fn chosen(conn: &mut PgConnection, partition: Option<i32>) -> anyhow::Result<Vec<i32>> {
-    let count = partitions::count(conn)?;
+    let count = storage::partitions::count(conn)?;
     let Some(partition) = partition else { return Ok((0..count).collect()) };
     ensure!((0..count).contains(&partition), "there is no partition {partition}; there are 0 to {}", count - 1);
     Ok(vec![partition])

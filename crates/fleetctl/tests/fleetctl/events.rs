@@ -208,22 +208,25 @@ fn loading_waits_for_the_events_to_be_through_when_its_asked_to() {
     let database = TestDatabase::new();
     let gateway = Gateway::serve(&database, &[]);
     let load = |args: &[&str]| {
-        let arguments = ["load", "events", "--accounts", "1", "--events", "3", "--wait", "--gateway", &gateway.url];
+        let arguments = ["load", "events", "--accounts", "1", "--events", "3", "--gateway", &gateway.url];
         fleetctl(&database, &[&arguments[..], args].concat())
     };
-    let child = spawn(load(&["--prefix", "p"]));
+    let child = spawn(load(&["--prefix", "p", "--wait", "60s"]));
     await_activity(&database, "%AS waiting%");
     (0..3).for_each(|_| apply(&database, "p0"));
     let summary = crate::checked(&child.wait_with_output().unwrap(), 0);
     assert!(summary.contains("\napplied: 3 of 3, 0 skipped, 0 parked; since the first was accepted "), "{summary}");
     assert!(summary.contains("\nlongest account: p0, 3 events, 0.0 s of work; all took "), "{summary}");
 
-    let child = spawn(load(&["--prefix", "q"]));
+    let child = spawn(load(&["--prefix", "q", "--wait", "60s"]));
     await_activity(&database, "%AS waiting%");
     apply(&database, "q0");
     park(&database, "q0", "boom");
     let summary = crate::checked(&child.wait_with_output().unwrap(), 1);
     assert!(summary.contains("\napplied: 1 of 3, 0 skipped, 2 parked;"), "{summary}");
+
+    let summary = run(load(&["--prefix", "r", "--wait", "100ms"]), 1);
+    assert!(summary.contains("\n3 events still pending\n"), "{summary}");
 }
 
 #[test]

@@ -156,31 +156,31 @@ fn table(text: &str) -> Vec<Vec<&str>> {
 const A_LONG_TIME: Duration = Duration::from_secs(600);
 
 #[test]
-fn the_topics_are_shown_with_what_is_in_the_streams_and_on_the_way_there() {
+fn the_partitions_are_shown_with_what_is_in_the_streams_and_on_the_way_there() {
     let stage = Stage { database: TestDatabase::new(), vhost: TestVhost::new() };
-    let shown = run(stage.fleetctl(&["log", "topics"]), 0);
+    let shown = run(stage.fleetctl(&["log", "partitions"]), 0);
     let rows = table(&shown);
-    assert_eq!(rows[0], ["TOPIC", "PARTITION", "STREAM", "FIRST", "NEWEST", "MESSAGES (ABOUT)", "SEQUENCE", "WAITING"]);
-    assert_eq!(rows[4], ["message", "3", "message.p03", "no stream", "no stream", "no stream", "0", "0"]);
+    assert_eq!(rows[0], ["PARTITION", "STREAM", "FIRST", "NEWEST", "MESSAGES (ABOUT)", "SEQUENCE", "WAITING"]);
+    assert_eq!(rows[4], ["3", "message.p03", "no stream", "no stream", "no stream", "0", "0"]);
     assert_eq!(rows.len(), 5);
 
     run(stage.fleetctl(&["topology", "declare"]), 0);
     stage.bring(0, 10, "a");
     stage.accept(2, 3, "b", None);
-    let shown = run(stage.fleetctl(&["log", "topics"]), 0);
+    let shown = run(stage.fleetctl(&["log", "partitions"]), 0);
     let rows = table(&shown);
-    assert_eq!(rows[1], ["message", "0", "message.p00", "0", "9", "10", "10", "0"]);
-    assert_eq!(rows[3], ["message", "2", "message.p02", "-", "-", "0", "0", "3"]);
-    let report = stage.json(&["log", "topics"]);
-    assert_eq!((&report["topics"][0]["topic"], &report["streamsOutOfSight"]), (&json!("message"), &Value::Null));
+    assert_eq!(rows[1], ["0", "message.p00", "0", "9", "10", "10", "0"]);
+    assert_eq!(rows[3], ["2", "message.p02", "-", "-", "0", "0", "3"]);
+    let report = stage.json(&["log", "partitions"]);
+    assert_eq!(report["streamsOutOfSight"], Value::Null);
     let expected = json!({
         "partition": 0, "stream": "message.p00", "declared": true, "firstOffset": 0, "newestOffset": 9,
         "aboutMessages": 10, "newestSequence": 10, "waiting": 0,
     });
-    assert_eq!(report["topics"][0]["partitions"][0], expected);
+    assert_eq!(report["partitions"][0], expected);
 
-    let output = stage.blind(&["log", "topics"]).output().unwrap();
-    assert_eq!(table(&checked(&output, 0))[1], ["message", "0", "message.p00", "?", "?", "?", "10", "0"]);
+    let output = stage.blind(&["log", "partitions"]).output().unwrap();
+    assert_eq!(table(&checked(&output, 0))[1], ["0", "message.p00", "?", "?", "?", "10", "0"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("what the streams hold can't be told: "));
 }
 
@@ -315,8 +315,8 @@ fn what_retention_has_removed_is_told_with_the_first_that_is_left() {
     (0..20).for_each(|_| bring());
     let first = eventually_within(Duration::from_secs(180), "retention removes the first segment", || {
         bring();
-        let report = stage.json(&["log", "topics"]);
-        report["topics"][0]["partitions"][0]["firstOffset"].as_i64().filter(|first| *first > 10)
+        let report = stage.json(&["log", "partitions"]);
+        report["partitions"][0]["firstOffset"].as_i64().filter(|first| *first > 10)
     });
     let report = stage.json(&["log", "groups"]);
     let shown = &report["groups"][0]["partitions"][0];
@@ -632,7 +632,7 @@ fn partitions_are_added_with_their_streams_by_one_at_a_time() {
     assert_eq!(run(stage.fleetctl(&["log", "add-partitions", "2"]), 0), "4 -> 6\n");
     assert_eq!((count(), is_bound(5), is_bound(6)), (6, true, false));
     stage.bring(5, 3, "a");
-    assert_eq!(stage.json(&["log", "topics"])["topics"][0]["partitions"][5]["newestSequence"], json!(3));
+    assert_eq!(stage.json(&["log", "partitions"])["partitions"][5]["newestSequence"], json!(3));
 
     for (more, why) in
         [("0", "0 is not in 1..=99"), ("-1", "-1"), ("100", "100 is not in 1..=99"), ("x", "invalid digit")]

@@ -111,17 +111,17 @@ fn loading_waits_for_the_group_that_its_asked_to_wait_for() {
     let database = TestDatabase::new();
     let gateway = Gateway::serve(&database, &[]);
     let load = |args: &[&str]| load(&database, &gateway.url, &[&["--count", "30", "--batch", "10"], args].concat());
-    assert!(complaint(load(&["--wait", "g"]), 2).contains("--wait g: unknown group"));
+    assert!(complaint(load(&["--group", "g", "--wait", "60s"]), 2).contains("--group g: unknown group"));
     assert_eq!(database.count(ACCEPTED), 0);
     create_group(&database, "g");
-    let child = spawn(load(&["--wait", "g"]));
+    let child = spawn(load(&["--group", "g", "--wait", "60s"]));
     await_activity(&database, "%starts_with%");
     assert_eq!(publish(&database, Some("g")), 30);
     let summary = checked(&child.wait_with_output().unwrap(), 0);
     assert!(summary.contains("\nrecorded: 30 of 30; since the first was accepted "), "{summary}");
 
     // Other groups and earlier runs don't count.
-    let child = spawn(load(&["--wait", "g"]));
+    let child = spawn(load(&["--group", "g", "--wait", "60s"]));
     eventually("all are accepted", || (database.count(ACCEPTED) == 30).then_some(()));
     assert_eq!(publish(&database, Some("another")), 30);
     await_activity(&database, "%starts_with%");
@@ -144,7 +144,8 @@ fn what_cant_be_loaded_is_refused_before_anything_is_posted() {
         (&["--count", "1", "--partition", "1", "--partitions", "2"], "cannot be used with"),
         (&["--count", "1", "--partitions", "0"], "0 is not in 1"),
         (&["--count", "1", "--rate", "0"], "0 is not in 1"),
-        (&["--count", "1", "--wait", "a b"], "may hold letters, digits"),
+        (&["--count", "1", "--wait", "1s", "--group", "a b"], "may hold letters, digits"),
+        (&["--count", "1", "--wait", "1s"], "--group <GROUP>"),
     ] {
         let complaint = complaint(load(&database, "http://127.0.0.1:1", args), 2);
         assert!(complaint.contains(why), "{args:?}: {complaint}");

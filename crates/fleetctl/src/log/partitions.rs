@@ -1,6 +1,6 @@
 use super::stream::{Stream, figure, look_at_all, write_blindness};
 use crate::{Outcome, context::Context, output};
-use domain::log::{MESSAGE, partition_stream};
+use domain::log::partition_stream;
 use serde::Serialize;
 use std::io::Write;
 use storage::partitions::{self, Partition};
@@ -13,8 +13,8 @@ use storage::partitions::{self, Partition};
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  fleetctl log topics
-  fleetctl log topics --json | jq '[.topics[].partitions[].waiting] | add'")]
+  fleetctl log partitions
+  fleetctl log partitions --json | jq '[.partitions[].waiting] | add'")]
 pub(crate) struct Args {
     /// As a JSON object
     #[arg(long)]
@@ -36,15 +36,9 @@ struct Shown {
 }
 
 #[derive(Serialize)]
-struct Topic {
-    topic: &'static str,
-    partitions: Vec<Shown>,
-}
-
-#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
-    topics: [Topic; 1],
+    partitions: Vec<Shown>,
     /// Why nothing is known of the streams.
     streams_out_of_sight: Option<String>,
 }
@@ -62,8 +56,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
         newest_sequence: seq,
         waiting,
     });
-    let topic = Topic { topic: MESSAGE, partitions: shown.collect() };
-    let report = Report { topics: [topic], streams_out_of_sight: blind };
+    let report = Report { partitions: shown.collect(), streams_out_of_sight: blind };
     match args.json {
         true => output::json(out, &report)?,
         false => report.write_text(out)?,
@@ -74,10 +67,8 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
 impl Report {
     fn write_text(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         write_blindness(self.streams_out_of_sight.as_deref());
-        let [Topic { topic, partitions }] = &self.topics;
         let row = |shown: &Shown| {
             vec![
-                (*topic).to_owned(),
                 shown.partition.to_string(),
                 shown.stream.clone(),
                 figure(shown.declared, shown.first_offset),
@@ -87,8 +78,8 @@ impl Report {
                 shown.waiting.to_string(),
             ]
         };
-        let header = ["TOPIC", "PARTITION", "STREAM", "FIRST", "NEWEST", "MESSAGES (ABOUT)", "SEQUENCE", "WAITING"];
-        output::table(out, &header, &partitions.iter().map(row).collect::<Vec<_>>())?;
+        let header = ["PARTITION", "STREAM", "FIRST", "NEWEST", "MESSAGES (ABOUT)", "SEQUENCE", "WAITING"];
+        output::table(out, &header, &self.partitions.iter().map(row).collect::<Vec<_>>())?;
         Ok(())
     }
 }
