@@ -21,11 +21,11 @@ pub const PROGRAM: Program =
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    feed_fanout: Own,
+    feed_fanout: Section,
 }
 
 #[derive(Deserialize)]
-struct Own {
+struct Section {
     #[serde(flatten)]
     consuming: Consuming,
     chunk: u32,
@@ -36,7 +36,7 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let (service, Settings { feed_fanout: Own { consuming, chunk } }) = Service::begin(SERVICE)?;
+    let (service, Settings { feed_fanout: Section { consuming, chunk } }) = Service::begin(SERVICE)?;
     service.consume(vec![queue::PUBLISH_TWEET.into()], consuming, |database| Fanout::new(database, chunk.max(1)))
 }
 

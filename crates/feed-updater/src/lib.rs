@@ -31,11 +31,11 @@ pub const PROGRAM: Program = Program::new(
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    feed_updater: Own,
+    feed_updater: Section,
 }
 
 #[derive(Deserialize)]
-struct Own {
+struct Section {
     #[serde(flatten)]
     consuming: Consuming,
     sweep_interval_ms: u64,
@@ -46,7 +46,7 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let (service, Settings { feed_updater: Own { consuming, sweep_interval_ms } }) = Service::begin(SERVICE)?;
+    let (service, Settings { feed_updater: Section { consuming, sweep_interval_ms } }) = Service::begin(SERVICE)?;
     if sweep_interval_ms > 0 {
         let interval = Duration::from_millis(sweep_interval_ms);
         let (database, stop) = (service.database.clone(), service.stop.clone());

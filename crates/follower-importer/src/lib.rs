@@ -28,11 +28,11 @@ pub const PROGRAM: Program =
 /// The sections of the settings that are this service's own.
 #[derive(Deserialize)]
 struct Settings {
-    follower_importer: Own,
+    follower_importer: Section,
 }
 
 #[derive(Deserialize)]
-struct Own {
+struct Section {
     #[serde(flatten)]
     consuming: Consuming,
     step: u32,
@@ -44,7 +44,7 @@ struct Own {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let (service, Settings { follower_importer: Own { consuming, step, limit } }) = Service::begin(SERVICE)?;
+    let (service, Settings { follower_importer: Section { consuming, step, limit } }) = Service::begin(SERVICE)?;
     service.consume(vec![queue::ADD_FOLLOWERS.into()], consuming, |database| Importer::new(database, step, limit))
 }
 
