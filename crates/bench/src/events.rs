@@ -8,6 +8,7 @@ use crate::{
 };
 use anyhow::{Context as _, ensure};
 use command_line::progress::Progress;
+use diesel::{RunQueryDsl, dsl::sql, sql_types::BigInt};
 use domain::stream::{ACCOUNT_EVENT, shard_resource};
 use harness::Name;
 use rustix::process::Signal;
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    PgConnection, admin, leases,
+    PgConnection, leases,
     results::{self, Totals},
     stream_audit, streams,
 };
@@ -104,7 +105,8 @@ fn settled(stage: &Stage, prefix: &str, events: u32) -> anyhow::Result<Totals> {
 
 /// How many events have taken effect so far.
 fn applied(conn: &mut PgConnection, prefix: &str) -> anyhow::Result<i64> {
-    Ok(admin::count(conn, &format!("SELECT count(*) AS n FROM account_effect WHERE account_id LIKE '{prefix}%'"))?)
+    let count = sql::<BigInt>(&format!("count(*) FROM account_effect WHERE account_id LIKE '{prefix}%'"));
+    Ok(diesel::select(count).get_result(conn)?)
 }
 
 /// From the first acceptance to the last effect.

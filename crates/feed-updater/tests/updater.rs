@@ -7,8 +7,8 @@ use domain::{
 };
 use feed_updater::Updater;
 use serde_json::{Value, json};
-use storage::{Database, admin};
-use test_support::TestDatabase;
+use storage::Database;
+use test_support::{TestDatabase, sql};
 use worker::{
     Received,
     testing::{self, Handled},
@@ -143,8 +143,8 @@ fn a_row_that_somebody_holds_keeps_its_own_chunk_alone_waiting() {
         format!("SELECT pg_advisory_xact_lock({})", stage.author),
     ] {
         stage.db.execute("DELETE FROM feed_entry");
-        admin::execute(&mut other, "BEGIN").unwrap();
-        admin::execute(&mut other, &hold).unwrap();
+        sql::execute(&mut other, "BEGIN").unwrap();
+        sql::execute(&mut other, &hold).unwrap();
         let handled = testing::handle(&mut Updater::new(database.clone()), chunks());
         // Which is no failed attempt of its own.
         assert!(handled.dead.is_empty() && handled.waiting.is_empty(), "{handled:?}");
@@ -152,7 +152,7 @@ fn a_row_that_somebody_holds_keeps_its_own_chunk_alone_waiting() {
         let others: Vec<_> = stage.readers(0, READERS).into_iter().filter(|reader| *reader != held).collect();
         let written: Vec<_> = stage.feeds().into_iter().filter(|reader| *reader != held).collect();
         assert_eq!(written, others, "{hold}");
-        admin::execute(&mut other, "ROLLBACK").unwrap();
+        sql::execute(&mut other, "ROLLBACK").unwrap();
         assert!(stage.handle(chunks()).is_done());
         assert_eq!(stage.feeds(), stage.readers(0, READERS));
     }

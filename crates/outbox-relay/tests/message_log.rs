@@ -17,12 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    Database, admin,
+    Database,
     message_outbox::{self, New},
     outbox,
     partitions::{self, Partition},
 };
-use test_support::{PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, eventually_within, log_retention};
+use test_support::{PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, eventually_within, log_retention, sql};
 
 /// Long enough for a broker that comes back on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -387,7 +387,7 @@ fn a_relay_that_is_killed_between_publishing_and_committing_is_followed_by_one_t
 
     stage.before_removal("pg_advisory_xact_lock_shared(1)");
     let mut gate = stage.database.database().connection().unwrap();
-    admin::execute(&mut gate, "SELECT pg_advisory_lock(1)").unwrap();
+    sql::execute(&mut gate, "SELECT pg_advisory_lock(1)").unwrap();
     stage.append(&New { count: Some(1000), partition: Some(3), ..ANY });
     let held = "SELECT count(*) AS n FROM pg_locks JOIN pg_database d ON d.oid = database
                 WHERE d.datname = current_database() AND locktype = 'advisory' AND NOT granted";
@@ -401,7 +401,7 @@ fn a_relay_that_is_killed_between_publishing_and_committing_is_followed_by_one_t
         (stage.database.count("SELECT count(*) AS n FROM outbox") == 0).then_some(())
     });
     drop(process);
-    admin::execute(&mut gate, "SELECT pg_advisory_unlock(1)").unwrap();
+    sql::execute(&mut gate, "SELECT pg_advisory_unlock(1)").unwrap();
     stage.relay_all(&mut stage.relay(100));
 
     let begun: Vec<_> = (1..=5).map(|seq| (seq, 1)).chain((6..=1005).map(|seq| (seq, 6))).collect();

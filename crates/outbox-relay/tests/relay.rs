@@ -23,7 +23,7 @@ use storage::{
 };
 use test_support::{
     PrivateRabbitmq, TestDatabase, TestVhost, broker_settings, drain as drain_all, eventually, eventually_within,
-    free_ports, log_retention,
+    free_ports, log_retention, sql,
 };
 use worker::Received;
 
@@ -389,8 +389,8 @@ fn looking_costs_no_more_when_dead_rows_stay() {
     let (vhost, database) = (TestVhost::new(), TestDatabase::new());
     // A session that sees the rows keeps them in the table, whoever deletes them.
     let mut old = database.database().connection().expect("a connection");
-    storage::admin::execute(&mut old, "BEGIN ISOLATION LEVEL REPEATABLE READ").expect("it begins");
-    storage::admin::execute(&mut old, "SELECT 1").expect("it has a snapshot");
+    sql::execute(&mut old, "BEGIN ISOLATION LEVEL REPEATABLE READ").expect("it begins");
+    sql::execute(&mut old, "SELECT 1").expect("it has a snapshot");
     let rows: Vec<_> = (0..20_000).map(|n| message(&format!("m{n}"))).collect();
     commit(database.database(), &rows);
     database.execute("DELETE FROM outbox");

@@ -24,10 +24,10 @@ use std::{
 use storage::{
     Connection, Error, PgConnection,
     account_effects::{self, Effect},
-    admin, outbox, parked, stream_audit,
+    outbox, parked, stream_audit,
     streams::{self, Change, Failed, Layout},
 };
-use test_support::TestDatabase;
+use test_support::{TestDatabase, sql};
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 const STEPS: u32 = 800;
@@ -225,7 +225,7 @@ impl<'a> Fleet<'a> {
             })
             .collect();
         let conn = &mut self.producers[producer].conn;
-        admin::execute(conn, "BEGIN").unwrap();
+        sql::execute(conn, "BEGIN").unwrap();
         if self.lacks == Some(Guard::LockedHead) {
             append_by_sequence(conn, &events);
         } else {
@@ -245,13 +245,13 @@ impl<'a> Fleet<'a> {
         let open = mem::take(open);
         if open.is_empty() {
         } else if commit {
-            admin::execute(conn, "COMMIT").unwrap();
+            sql::execute(conn, "COMMIT").unwrap();
             self.counts.accepted += open.len();
             for (key, number) in open {
                 self.accepted.entry(key.into()).or_default().push(Some(number));
             }
         } else {
-            admin::execute(conn, "ROLLBACK").unwrap();
+            sql::execute(conn, "ROLLBACK").unwrap();
             self.counts.rolled_back += open.len();
         }
     }
@@ -542,7 +542,7 @@ fn append_by_sequence(conn: &mut PgConnection, events: &[(&str, i32)]) {
     let shards = streams::layout(conn, ACCOUNT_EVENT).unwrap().shards;
     for (key, number) in events {
         let hash = key_hash(key);
-        admin::execute(
+        sql::execute(
             conn,
             &format!(
                 "INSERT INTO stream_event (stream, key, seq, key_hash, payload)

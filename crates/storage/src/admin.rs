@@ -1,7 +1,10 @@
 //! Whole databases, for tests and benchmarks: each works in one of its own.
 
-use crate::{Error, Result};
-use diesel::{PgConnection, RunQueryDsl, sql_query};
+use crate::{Error, Result, locks::pg_try_advisory_lock};
+use diesel::{
+    PgConnection, RunQueryDsl, sql_query,
+    sql_types::{BigInt, Text},
+};
 use std::{thread, time::Duration};
 
 /// A name that needs no thought about quoting.
@@ -34,7 +37,7 @@ pub fn drop_database(conn: &mut PgConnection, name: &str) -> Result<()> {
 /// The database's.
 pub fn has_database(conn: &mut PgConnection, name: &str) -> Result<bool> {
     let count = sql_query("SELECT count(*) AS n FROM pg_database WHERE datname = $1")
-        .bind::<diesel::sql_types::Text, _>(name)
+        .bind::<Text, _>(name)
         .get_result::<crate::Count>(conn)?;
     Ok(count.n > 0)
 }
@@ -49,7 +52,7 @@ pub fn alone<T>(conn: &mut PgConnection, key: i64, work: impl FnOnce(&mut PgConn
     // Asked again and again: a statement that waits has a snapshot, and CREATE INDEX CONCURRENTLY of the other one would wait
     // for that.
     let mut asked = 0;
-    while count(conn, &format!("SELECT pg_try_advisory_lock({key})::int::bigint AS n"))? == 0 {
+    while !diesel::select(pg_try_advisory_lock(key)).get_result::<bool>(conn)? {
         asked += 1;
         if asked == PATIENCE {
             return Err(Error::Conflict("somebody else does the same, and doesn't come to an end"));
@@ -57,30 +60,6 @@ pub fn alone<T>(conn: &mut PgConnection, key: i64, work: impl FnOnce(&mut PgConn
         thread::sleep(PAUSE);
     }
     let result = work(conn);
-    sql_query(format!("SELECT pg_advisory_unlock({key})")).execute(conn)?;
+    sql_query("SELECT pg_advisory_unlock($1)").bind::<BigInt, _>(key).execute(conn)?;
     result
-}
-
-/// Runs SQL as it stands, and answers how many rows it touched: for tests, which plant what no function would.
-///
-/// # Errors
-/// The database's.
-pub fn execute(conn: &mut PgConnection, sql: &str) -> Result<usize> {
-    Ok(sql_query(sql).execute(conn)?)
-}
-
-/// The one number that a query answers under the name `n`, for tests.
-///
-/// # Errors
-/// The database's.
-pub fn count(conn: &mut PgConnection, sql: &str) -> Result<i64> {
-    Ok(sql_query(sql).get_result::<crate::Count>(conn)?.n)
-}
-
-/// The numbers that a query returns under the name `n`, for tests.
-///
-/// # Errors
-/// The database's.
-pub fn counts(conn: &mut PgConnection, sql: &str) -> Result<Vec<i64>> {
-    Ok(sql_query(sql).load::<crate::Count>(conn)?.into_iter().map(|row| row.n).collect())
 }

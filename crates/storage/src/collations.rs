@@ -1,6 +1,6 @@
 //! Versions of the libraries by which texts are sorted: an index over texts is good for the one that it was made with.
 
-use crate::Result;
+use crate::{Count, Result};
 use diesel::{PgConnection, RunQueryDsl, sql_query, sql_types::Text};
 use std::fmt;
 
@@ -40,11 +40,11 @@ impl fmt::Display for Outdated {
 /// # Errors
 /// The database's.
 pub fn outdated(conn: &mut PgConnection) -> Result<Vec<Outdated>> {
-    let has_version = crate::admin::count(
-        conn,
+    let version: Count = sql_query(
         "SELECT count(*) AS n FROM pg_attribute WHERE attrelid = 'pg_database'::regclass AND attname = 'datcollversion'",
-    )?;
-    let of_database = if has_version > 0 {
+    )
+    .get_result(conn)?;
+    let of_database = if version.n > 0 {
         "SELECT 'DATABASE ' || quote_ident(datname) AS name, datcollversion AS recorded,
                 pg_database_collation_actual_version(oid) AS actual
          FROM pg_database WHERE datname = current_database() UNION ALL "

@@ -5,6 +5,11 @@ use crate::Result;
 use diesel::{PgConnection, RunQueryDsl, sql_query, sql_types::BigInt};
 use domain::{UserId, stream::key_hash};
 
+diesel::define_sql_function! {
+    /// Takes the lock for the session, unless another has it; returns whether it did.
+    fn pg_try_advisory_lock(key: BigInt) -> Bool;
+}
+
 /// Held by the session that changes the schema.
 pub(crate) const MIGRATIONS: i64 = -1;
 

@@ -1,7 +1,7 @@
 //! The schema's versions, built into the binary.
 
 use crate::{
-    Error, Result, admin,
+    Count, Error, Result, admin,
     error::{DEADLOCK, LOCK_TIMEOUT},
     locks,
 };
@@ -11,6 +11,7 @@ use diesel::{
     pg::Pg,
     result::Error as Diesel,
     sql_query,
+    sql_types::Text,
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use std::{thread, time::Duration};
@@ -63,13 +64,13 @@ fn all() -> diesel::migration::Result<usize> {
 
 /// Nothing would work, and the rows would seem lost, if the tables were made a second time.
 fn require_schema(conn: &mut PgConnection) -> Result<()> {
-    let elsewhere = admin::count(
-        conn,
+    let elsewhere: Count = sql_query(
         "SELECT count(*) AS n FROM pg_tables
          WHERE tablename = 'feed_entry' AND schemaname IS DISTINCT FROM current_schema()
            AND NOT EXISTS (SELECT FROM pg_tables WHERE tablename = 'feed_entry' AND schemaname = current_schema())",
-    )?;
-    if elsewhere > 0 {
+    )
+    .get_result(conn)?;
+    if elsewhere.n > 0 {
         return Err(Error::Conflict("the tables are in another schema of this database: set database.schema to it"));
     }
     Ok(())
@@ -78,11 +79,11 @@ fn require_schema(conn: &mut PgConnection) -> Result<()> {
 /// Makes a unique index while others go on writing.
 fn build(conn: &mut PgConnection, name: &str, on: &str) -> Result<()> {
     // One whose making was interrupted stays, and is of no use.
-    let torn = admin::count(
-        conn,
-        &format!("SELECT count(*) AS n FROM pg_index WHERE indexrelid = to_regclass('{name}') AND NOT indisvalid"),
-    )?;
-    if torn > 0 {
+    let torn: Count =
+        sql_query("SELECT count(*) AS n FROM pg_index WHERE indexrelid = to_regclass($1) AND NOT indisvalid")
+            .bind::<Text, _>(name)
+            .get_result(conn)?;
+    if torn.n > 0 {
         sql_query(format!("DROP INDEX CONCURRENTLY {name}")).execute(conn)?;
     }
     sql_query(format!("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {on}")).execute(conn)?;

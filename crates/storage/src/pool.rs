@@ -6,6 +6,7 @@ use diesel::{
     connection::{AnsiTransactionManager, InstrumentationEvent, TransactionManager as _},
     result::{DatabaseErrorKind, Error as Diesel},
     sql_query,
+    sql_types::Text,
 };
 use domain::Failure;
 use serde::Deserialize;
@@ -272,9 +273,9 @@ impl Database {
         idle: Duration,
         mut work: impl FnMut(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle.as_millis().max(1));
         self.transaction(|conn| {
-            sql_query(&limit).execute(conn)?;
+            let idle = idle.as_millis().max(1);
+            sql_query(format!("SET LOCAL idle_in_transaction_session_timeout = {idle}")).execute(conn)?;
             work(conn)
         })
     }
@@ -289,15 +290,14 @@ impl Database {
         wait: Duration,
         mut work: impl FnMut(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        // In one round trip.
-        let limits = format!(
-            "SELECT set_config('idle_in_transaction_session_timeout', '{}', true),
-                    set_config('lock_timeout', '{}', true)",
-            idle.as_millis().max(1),
-            wait.as_millis().max(1),
-        );
         self.transaction(|conn| {
-            sql_query(&limits).execute(conn)?;
+            // In one round trip.
+            sql_query(
+                "SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('lock_timeout', $2, true)",
+            )
+            .bind::<Text, _>(idle.as_millis().max(1).to_string())
+            .bind::<Text, _>(wait.as_millis().max(1).to_string())
+            .execute(conn)?;
             work(conn)
         })
     }

@@ -13,8 +13,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, Error, admin};
-use test_support::{TestDatabase, eventually};
+use storage::{Database, Error};
+use test_support::{TestDatabase, eventually, sql};
 
 /// Hands bytes to and fro until it's frozen, or cut.
 struct Relay {
@@ -102,9 +102,9 @@ fn a_frozen_server_ends_a_transaction_without_effect() {
     let relay = relay_to_server(&db);
     let database = through(&db, &relay, 3000);
     let result = database.transaction(|conn| {
-        storage::admin::execute(conn, "INSERT INTO feed_entry VALUES (1, 1)")?;
+        sql::execute(conn, "INSERT INTO feed_entry VALUES (1, 1)")?;
         relay.frozen.store(true, Ordering::Release);
-        storage::admin::execute(conn, "INSERT INTO feed_entry VALUES (1, 2)")
+        sql::execute(conn, "INSERT INTO feed_entry VALUES (1, 2)")
     });
     assert!(matches!(result, Err(Error::Unavailable(_))));
     relay.frozen.store(false, Ordering::Release);
@@ -143,7 +143,7 @@ fn a_deadlock_is_repeated_until_it_passes() {
         let mut alone = false;
         db.database().transaction(|conn| {
             let lock = |conn: &mut _, id| {
-                storage::admin::execute(conn, &format!("SELECT FROM feed_entry WHERE reader_id = {id} FOR UPDATE"))
+                sql::execute(conn, &format!("SELECT FROM feed_entry WHERE reader_id = {id} FOR UPDATE"))
             };
             lock(conn, first)?;
             if !std::mem::replace(&mut alone, true) {
@@ -178,7 +178,7 @@ fn a_statement_past_its_limit_is_told_from_a_database_that_is_away() {
     let mut settings = db.settings();
     settings.statement_timeout_ms = 2000;
     let database = Database::open(&settings, "test").unwrap();
-    let slow = database.transaction(|conn| storage::admin::execute(conn, "SELECT pg_sleep(30)"));
+    let slow = database.transaction(|conn| sql::execute(conn, "SELECT pg_sleep(30)"));
     assert!(matches!(slow, Err(Error::TooSlow(_))), "{slow:?}");
     database.ping().unwrap();
 }
@@ -199,17 +199,17 @@ fn a_wait_for_a_lock_ends_in_time_and_is_told_from_a_slow_statement() {
         "SELECT pg_advisory_xact_lock(17)",
     ];
     let held = db.database().transaction(|conn| {
-        admin::execute(conn, "SELECT FROM held FOR UPDATE")?;
-        admin::execute(conn, "SELECT pg_advisory_xact_lock(17)")?;
+        sql::execute(conn, "SELECT FROM held FOR UPDATE")?;
+        sql::execute(conn, "SELECT pg_advisory_xact_lock(17)")?;
         for sql in attempts {
-            let waited = database.transaction(|conn| admin::execute(conn, sql));
+            let waited = database.transaction(|conn| sql::execute(conn, sql));
             assert!(matches!(waited, Err(Error::Locked(_))), "{sql}: {waited:?}");
         }
         Ok(())
     });
     held.unwrap();
     for sql in attempts {
-        database.transaction(|conn| admin::execute(conn, sql)).unwrap();
+        database.transaction(|conn| sql::execute(conn, sql)).unwrap();
     }
 }
 
@@ -228,11 +228,11 @@ fn a_transaction_that_stands_still_past_its_limit_lets_go_of_its_rows() {
             db.execute(lock)
         });
         db.database().transaction_within(Duration::from_secs(3), |conn| {
-            admin::execute(conn, lock)?;
+            sql::execute(conn, lock)?;
             locked.send(()).unwrap();
             // As if this process were frozen, until the other has the row.
             eventually("the other has the row", || other.is_finished().then_some(()));
-            admin::execute(conn, lock)
+            sql::execute(conn, lock)
         })
     });
     assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");

@@ -1,8 +1,8 @@
 //! Keys of text don't depend on a library that sorts, and a library that has changed is told.
 
 use std::{sync::mpsc, thread};
-use storage::{Database, Settings, admin, collations, migrations, users};
-use test_support::{TestDatabase, eventually};
+use storage::{Database, Settings, collations, migrations, users};
+use test_support::{TestDatabase, eventually, sql};
 
 /// Indexes that have texts in an order which isn't that of their bytes.
 const SORTED_BY_A_LIBRARY: &str = "
@@ -43,7 +43,7 @@ fn a_database_with_rows_is_migrated_while_others_write_and_its_keys_stay_unique(
     // Left over by one that was interrupted.
     db.execute("CREATE TABLE torn AS SELECT 1 AS id UNION ALL SELECT 1");
     let mut conn = db.database().connection().unwrap();
-    admin::execute(&mut conn, "CREATE UNIQUE INDEX CONCURRENTLY email_notification_c ON torn (id)").unwrap_err();
+    sql::execute(&mut conn, "CREATE UNIQUE INDEX CONCURRENTLY email_notification_c ON torn (id)").unwrap_err();
 
     // The index waits for a transaction that doesn't end for now; nobody waits for the index.
     let (wrote, may_migrate) = mpsc::channel();
@@ -53,7 +53,7 @@ fn a_database_with_rows_is_migrated_while_others_write_and_its_keys_stay_unique(
         let db = &db;
         let writer = scope.spawn(move || {
             db.database().transaction(|conn| {
-                admin::execute(conn, &format!("{notify} BETWEEN 901 AND 950"))?;
+                sql::execute(conn, &format!("{notify} BETWEEN 901 AND 950"))?;
                 wrote.send(()).unwrap();
                 eventually("the migration waits for this", || (db.count(waits) > 0).then_some(()));
                 db.execute(&format!("{notify} > 950"));
@@ -74,7 +74,7 @@ fn a_database_with_rows_is_migrated_while_others_write_and_its_keys_stay_unique(
     let again = format!("{notify} > 0 ON CONFLICT DO NOTHING");
     assert_eq!(db.execute(&again), 0, "each has one");
     let twice = r#"INSERT INTO "user" (login, channel, email) VALUES ('fan-7', 'email', 'b@example.com')"#;
-    admin::execute(&mut conn, twice).unwrap_err();
+    sql::execute(&mut conn, twice).unwrap_err();
     assert_eq!(users::by_login(&mut conn, "fan-7").unwrap().id.0, 7);
     revert(&db);
     assert!(db.count(SORTED_BY_A_LIBRARY) > 0);
@@ -90,7 +90,7 @@ fn a_migration_that_cannot_have_its_tables_leaves_others_room_and_tries_again() 
         let db = &db;
         let holder = scope.spawn(move || {
             db.database().transaction(|conn| {
-                admin::execute(conn, r#"LOCK TABLE "user" IN ACCESS SHARE MODE"#)?;
+                sql::execute(conn, r#"LOCK TABLE "user" IN ACCESS SHARE MODE"#)?;
                 holds.send(()).unwrap();
                 let _ = may_end.recv();
                 Ok(())

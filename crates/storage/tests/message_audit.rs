@@ -7,7 +7,7 @@ use storage::{
     messages::{self, NewMessage},
     partitions,
 };
-use test_support::TestDatabase;
+use test_support::{TestDatabase, sql};
 
 struct Log {
     db: TestDatabase,
@@ -104,7 +104,7 @@ fn a_message_is_found_once_wherever_it_is_and_what_nobody_has_recorded_is_told()
 fn looking_waits_for_a_request_that_is_being_accepted() {
     let log = Log { db: TestDatabase::new() };
     let mut accepting = log.db.database().connection().unwrap();
-    storage::admin::execute(&mut accepting, "BEGIN").unwrap();
+    sql::execute(&mut accepting, "BEGIN").unwrap();
     let new = New { text: "a", key: None, partition: None, count: None };
     message_outbox::append(&mut accepting, &new, None).unwrap();
     std::thread::scope(|scope| {
@@ -112,7 +112,7 @@ fn looking_waits_for_a_request_that_is_being_accepted() {
         let waiting = "SELECT count(*) AS n FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
         test_support::eventually("it waits", || (log.db.count(waiting) == 1).then_some(()));
-        storage::admin::execute(&mut accepting, "COMMIT").unwrap();
+        sql::execute(&mut accepting, "COMMIT").unwrap();
         assert_eq!(found.join().unwrap(), (1, true));
     });
 }

@@ -12,8 +12,8 @@ use std::{
     },
     thread,
 };
-use storage::{Database, admin, audit, feeds, garbage, notifications, subscriptions, tweets};
-use test_support::{TestDatabase, eventually};
+use storage::{Database, audit, feeds, garbage, notifications, subscriptions, tweets};
+use test_support::{TestDatabase, eventually, sql};
 
 const EVERYBODY: FollowerRange = FollowerRange { after: UserId(0), upto: UserId(i64::MAX) };
 
@@ -74,12 +74,12 @@ fn while_held<T>(db: &TestDatabase, sql: &str, work: impl FnOnce(&mpsc::Sender<(
     thread::scope(|scope| {
         scope.spawn(move || {
             let mut conn = db.database().connection().unwrap();
-            admin::execute(&mut conn, "BEGIN").unwrap();
-            admin::execute(&mut conn, sql).unwrap();
+            sql::execute(&mut conn, "BEGIN").unwrap();
+            sql::execute(&mut conn, sql).unwrap();
             held.send(()).unwrap();
             // Also when the other side is gone.
             let _ = may_go.recv();
-            admin::execute(&mut conn, "ROLLBACK").unwrap();
+            sql::execute(&mut conn, "ROLLBACK").unwrap();
         });
         is_held.recv().unwrap();
         let result = work(&let_go);

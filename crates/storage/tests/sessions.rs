@@ -9,11 +9,11 @@ use domain::{
 use settings::Secret;
 use std::{sync::mpsc, thread, time::Duration};
 use storage::{
-    Database, Error, PgConnection, Settings, admin, audit, feeds, message_outbox, migrations, notifications, results,
-    streams, subscriptions, tweets,
+    Database, Error, PgConnection, Settings, audit, feeds, message_outbox, migrations, notifications, results, streams,
+    subscriptions, tweets,
     users::{self, NewUser},
 };
-use test_support::{TestDatabase, eventually};
+use test_support::{TestDatabase, eventually, sql};
 
 /// What any role may set for itself, as unlike what the code needs as can be.
 const HOSTILE: &[(&str, &str)] = &[
@@ -84,7 +84,7 @@ const EVERYBODY: FollowerRange = FollowerRange { after: UserId(0), upto: UserId(
 /// What sessions of the pool have for a setting.
 fn has(database: &Database, setting: &str, value: &str) -> bool {
     let sql = format!("SELECT count(*) AS n FROM pg_settings WHERE name = '{setting}' AND setting = '{value}'");
-    admin::count(&mut database.connection().unwrap(), &sql).unwrap() == 1
+    sql::count(&mut database.connection().unwrap(), &sql).unwrap() == 1
 }
 
 #[test]
@@ -149,12 +149,12 @@ fn everything_works_where_every_default_is_unlike_what_the_code_needs() {
     assert!(matches!(twice, Err(Error::Taken("login"))), "{twice:?}");
     assert_eq!(users::by_login(conn, "ann\\é").unwrap().id, ann);
     // Longer than any of the defaults allow.
-    admin::execute(conn, "SELECT pg_sleep(0.1)").unwrap();
+    sql::execute(conn, "SELECT pg_sleep(0.1)").unwrap();
     database
         .transaction(|conn| {
-            admin::execute(conn, "SELECT 1")?;
+            sql::execute(conn, "SELECT 1")?;
             thread::sleep(Duration::from_millis(100));
-            admin::execute(conn, "SELECT 1")
+            sql::execute(conn, "SELECT 1")
         })
         .unwrap();
 
@@ -170,7 +170,7 @@ fn everything_works_where_every_default_is_unlike_what_the_code_needs() {
     assert_eq!(database.transaction(|conn| message_outbox::append(conn, &new, None)).unwrap(), 3);
     assert_eq!(db.count("SELECT count(*) AS n FROM message_outbox WHERE text LIKE 'a\\\\b é #_'"), 3);
     // What refers to nobody is refused by a trigger.
-    admin::execute(conn, "INSERT INTO avatar VALUES (-1, 'image/png', '')").unwrap_err();
+    sql::execute(conn, "INSERT INTO avatar VALUES (-1, 'image/png', '')").unwrap_err();
     assert!(has(&database, "synchronous_commit", "on"));
 }
 

@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 use storage::{
-    Database, Error, PgConnection, admin, leases, outbox, parked,
+    Database, Error, PgConnection, leases, outbox, parked,
     streams::{self, Attempt, Change, Due, Failed, Layout, Position, State},
 };
-use test_support::{TestDatabase, eventually};
+use test_support::{TestDatabase, eventually, sql};
 
 /// More connections than a test's pool usually has.
 fn open(db: &TestDatabase) -> Database {
@@ -171,7 +171,7 @@ fn at_every_moment_the_events_of_a_key_are_numbered_without_a_gap() {
         let looker = scope.spawn(|| {
             let mut conn = database.connection().unwrap();
             while !over.load(Ordering::Acquire) {
-                assert_eq!(admin::count(&mut conn, GAPS).unwrap(), 0);
+                assert_eq!(sql::count(&mut conn, GAPS).unwrap(), 0);
                 looks.fetch_add(1, Ordering::Release);
             }
         });
@@ -275,7 +275,7 @@ fn of_all_who_apply_an_event_at_once_one_wins() {
                              AND outcome = 'applied'",
                             position.key
                         );
-                        assert_eq!(admin::count(&mut conn, &mine).unwrap(), i64::from(*change == Change::Made));
+                        assert_eq!(sql::count(&mut conn, &mine).unwrap(), i64::from(*change == Change::Made));
                     }
                     changes.into_iter().filter(|change| *change == Change::Made).count()
                 })
@@ -324,11 +324,11 @@ fn nobody_waits_for_a_cursor_and_whoever_comes_back_to_it_decides_by_what_was_co
     ] {
         let state = load(&db, "a");
         let mut conn = database.connection().unwrap();
-        admin::execute(&mut conn, "BEGIN").unwrap();
+        sql::execute(&mut conn, "BEGIN").unwrap();
         assert_eq!(settle(&mut conn, &state, first).unwrap(), Change::Made);
         let settle_second = || database.transaction(|conn| settle(conn, &state, second)).unwrap();
         assert_eq!(settle_second(), Change::Busy, "at event {}", state.cursor + 1);
-        admin::execute(&mut conn, end).unwrap();
+        sql::execute(&mut conn, end).unwrap();
         assert_eq!(settle_second(), became, "at event {}", state.cursor + 1);
         let state = load(&db, "a");
         assert_eq!((state.cursor, state.attempts), (cursor, attempts), "at event {}", state.cursor + 1);
@@ -525,7 +525,7 @@ fn dividing_waits_for_those_who_are_appending_and_others_wait_for_it() {
         (0..).map(|n: u32| n.to_string()).find(|key| shard(key_hash(key), 2) != shard(key_hash(key), 16)).unwrap();
     let layout = Layout { shards: 2, queues: 16 };
     let mut early = database.connection().unwrap();
-    admin::execute(&mut early, "BEGIN").unwrap();
+    sql::execute(&mut early, "BEGIN").unwrap();
     streams::append(&mut early, ACCOUNT_EVENT, &[event("other", 0)], None).unwrap();
     thread::scope(|scope| {
         let divider = scope.spawn(|| database.transaction(|conn| streams::divide(conn, ACCOUNT_EVENT, layout)));
@@ -536,7 +536,7 @@ fn dividing_waits_for_those_who_are_appending_and_others_wait_for_it() {
         eventually("appending waits", || (waiting_for_advisory_locks(&db) == 2).then_some(()));
         // It's still appending by the old division.
         streams::append(&mut early, ACCOUNT_EVENT, &[event(&key, 0)], None).unwrap();
-        admin::execute(&mut early, "COMMIT").unwrap();
+        sql::execute(&mut early, "COMMIT").unwrap();
         divider.join().unwrap().unwrap();
         late.join().unwrap().unwrap();
     });

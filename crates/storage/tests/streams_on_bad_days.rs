@@ -8,13 +8,13 @@ use domain::{
 use settings::Secret;
 use std::time::Duration;
 use storage::{
-    Connection, Database, PgConnection, admin,
+    Connection, Database, PgConnection,
     attempts::Ledger,
     leases::{self, Shortened},
     parked,
     streams::{self, Attempt, Change, Failed, Position, State},
 };
-use test_support::{Action, Direction, Proxy, TestDatabase, after};
+use test_support::{Action, Direction, Proxy, TestDatabase, after, sql};
 
 const TTL: Duration = Duration::from_secs(600);
 const SERVICE: &str = "service";
@@ -40,15 +40,15 @@ struct Held(Connection);
 
 fn hold(db: &TestDatabase, rows: &str) -> Held {
     let mut conn = db.database().connection().unwrap();
-    admin::execute(&mut conn, "BEGIN").unwrap();
-    assert_eq!(admin::execute(&mut conn, &format!("SELECT FROM {rows} FOR UPDATE")).unwrap(), 1);
+    sql::execute(&mut conn, "BEGIN").unwrap();
+    assert_eq!(sql::execute(&mut conn, &format!("SELECT FROM {rows} FOR UPDATE")).unwrap(), 1);
     Held(conn)
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // The connection goes back to its pool as it is.
-        admin::execute(&mut self.0, "ROLLBACK").unwrap();
+        sql::execute(&mut self.0, "ROLLBACK").unwrap();
     }
 }
 

@@ -1,4 +1,5 @@
 use crate::servers::variable;
+use crate::sql;
 use settings::Secret;
 use std::{
     fs,
@@ -52,7 +53,7 @@ impl TestDatabase {
                 drop(database);
                 admin::create_database(conn, &template, Some(&fresh)).or_else(|_| {
                     // The pool's threads may take a moment to let go of the last connection.
-                    admin::execute(
+                    sql::execute(
                         conn,
                         &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{fresh}'"),
                     )?;
@@ -95,7 +96,7 @@ impl TestDatabase {
     /// # Panics
     /// When the query fails.
     pub fn count(&self, sql: &str) -> i64 {
-        self.ask(|conn| admin::count(conn, sql))
+        self.ask(|conn| sql::count(conn, sql))
     }
 
     /// What a query answers.
@@ -112,7 +113,7 @@ impl TestDatabase {
     /// When it fails.
     pub fn execute(&self, sql: &str) -> usize {
         let mut conn = self.database.connection().expect("a connection");
-        admin::execute(&mut conn, sql).expect("the statement runs")
+        sql::execute(&mut conn, sql).expect("the statement runs")
     }
 }
 

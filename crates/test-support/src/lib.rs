@@ -6,6 +6,7 @@ mod drain;
 mod events;
 mod microblog;
 mod servers;
+pub mod sql;
 mod vhost;
 
 pub use broker::{broker_settings, log_retention};

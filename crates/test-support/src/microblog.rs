@@ -1,13 +1,13 @@
 //! Users who follow each other and post.
 
-use crate::TestDatabase;
+use crate::{TestDatabase, sql};
 use domain::{
     UserId,
     message::Tweet,
     values::{Channel, Contact, Email, Login, Phone, TweetText},
 };
 use storage::{
-    admin, subscriptions, tweets,
+    subscriptions, tweets,
     users::{self, NewUser},
 };
 
@@ -52,6 +52,6 @@ impl TestDatabase {
     /// # Panics
     /// When the query fails.
     pub fn ids(&self, sql: &str) -> Vec<i64> {
-        self.ask(|conn| admin::counts(conn, sql))
+        self.ask(|conn| sql::numbers(conn, sql))
     }
 }

@@ -7,8 +7,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Connection, Database, admin};
-use test_support::{TestDatabase, eventually};
+use storage::{Connection, Database};
+use test_support::{TestDatabase, eventually, sql};
 use ureq::http::Method;
 
 #[test]
@@ -95,7 +95,7 @@ fn a_gateway_serves_without_its_database_and_with_it_once_it_is_there() {
     let name = app.db.url().rsplit_once('/').unwrap().1;
     let admin = elsewhere(&app);
     let mut admin = admin.connection().unwrap();
-    let mut admin = |sql: &str| admin::execute(&mut admin, sql).unwrap();
+    let mut admin = |sql: &str| sql::execute(&mut admin, sql).unwrap();
     app.db.execute(r#"INSERT INTO "user" (login, channel, email) VALUES ('ann', 'email', 'ann@example.com')"#);
     // Connecting may take longer than the gateway waits for it here.
     eventually("the gateway has a connection", || (app.get("/api/v1/user?id=1").status == 200).then_some(()));
@@ -130,13 +130,13 @@ fn a_gateway_serves_without_its_database_and_with_it_once_it_is_there() {
 /// Keeps everybody else from writing tweets.
 fn lock_tweets(app: &App) -> Connection {
     let mut conn = app.db.database().connection().unwrap();
-    admin::execute(&mut conn, "BEGIN").unwrap();
-    admin::execute(&mut conn, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
+    sql::execute(&mut conn, "BEGIN").unwrap();
+    sql::execute(&mut conn, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
     conn
 }
 
 fn unlock(mut conn: Connection) {
-    admin::execute(&mut conn, "ROLLBACK").unwrap();
+    sql::execute(&mut conn, "ROLLBACK").unwrap();
 }
 
 #[test]
@@ -171,8 +171,8 @@ fn a_request_for_what_somebody_holds_is_told_to_try_again_and_others_are_served(
     ];
     for (what, hold, requests) in cases {
         let mut conn = app.db.database().connection().unwrap();
-        admin::execute(&mut conn, "BEGIN").unwrap();
-        admin::execute(&mut conn, &hold).unwrap();
+        sql::execute(&mut conn, "BEGIN").unwrap();
+        sql::execute(&mut conn, &hold).unwrap();
         for answer in requests() {
             assert_unavailable(&answer, "busy");
         }

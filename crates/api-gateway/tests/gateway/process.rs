@@ -9,8 +9,7 @@ use std::{
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
 };
-use storage::admin;
-use test_support::{TestDatabase, eventually};
+use test_support::{TestDatabase, eventually, sql};
 use ureq::http::Method;
 
 struct Process {
@@ -133,8 +132,8 @@ fn a_gateway_that_is_told_to_stop_answers_the_request_in_hand_first() {
     );
     assert_eq!(process.post("/api/v1/user", &json!({"login": "ann", "email": "ann@example.com"})), 201);
     let mut lock = db.database().connection().unwrap();
-    admin::execute(&mut lock, "BEGIN").unwrap();
-    admin::execute(&mut lock, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
+    sql::execute(&mut lock, "BEGIN").unwrap();
+    sql::execute(&mut lock, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
     thread::scope(|scope| {
         let answer = scope.spawn(|| process.post("/api/v1/post-tweet", &json!({"userId": 1, "text": "hello"})));
         let waiting = "SELECT count(*) AS n FROM pg_stat_activity
@@ -144,7 +143,7 @@ fn a_gateway_that_is_told_to_stop_answers_the_request_in_hand_first() {
         eventually("the gateway heeds the signal", || {
             process.log.lock().unwrap().contains("SIGTERM received").then_some(())
         });
-        admin::execute(&mut lock, "ROLLBACK").unwrap();
+        sql::execute(&mut lock, "ROLLBACK").unwrap();
         assert_eq!(answer.join().unwrap(), 200);
     });
     let (code, log) = process.end();
@@ -168,8 +167,8 @@ fn a_gateway_that_is_told_to_stop_doesnt_wait_for_a_database_that_hangs() {
     );
     db.execute(r#"INSERT INTO "user" (login, channel, email) VALUES ('ann', 'email', 'ann@example.com')"#);
     let mut lock = db.database().connection().unwrap();
-    admin::execute(&mut lock, "BEGIN").unwrap();
-    admin::execute(&mut lock, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
+    sql::execute(&mut lock, "BEGIN").unwrap();
+    sql::execute(&mut lock, "LOCK TABLE tweet IN EXCLUSIVE MODE").unwrap();
     assert_eq!(process.post("/api/v1/post-tweet", &json!({"userId": 1, "text": "hello", "async": true})), 503);
     process.terminate();
     assert_eq!(process.end().0, Some(0));

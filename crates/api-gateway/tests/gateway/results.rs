@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 use std::thread;
 use storage::{
     account_effects::{self, Effect},
-    admin, results,
+    results,
     streams::{self, Change, Position},
 };
-use test_support::eventually;
+use test_support::{eventually, sql};
 use ureq::http::Method;
 
 const STREAM: &str = "account_event";
@@ -234,8 +234,8 @@ fn while_totals_are_computed_others_get_those_from_before() {
     let computed_at = || results(&app, "")["totals"]["computedAt"].clone();
     let before = computed_at();
     let mut lock = app.db.database().connection().unwrap();
-    admin::execute(&mut lock, "BEGIN").unwrap();
-    admin::execute(&mut lock, "LOCK TABLE account_effect").unwrap();
+    sql::execute(&mut lock, "BEGIN").unwrap();
+    sql::execute(&mut lock, "LOCK TABLE account_effect").unwrap();
     thread::scope(|scope| {
         // Computes them anew as soon as they are due, and hangs at that.
         let other = scope.spawn(|| eventually("new totals", || Some(computed_at()).filter(|at| *at != before)));
@@ -244,7 +244,7 @@ fn while_totals_are_computed_others_get_those_from_before() {
         eventually("the totals are being computed", || (app.db.count(waiting) == 1).then_some(()));
         assert_eq!(computed_at(), before);
         assert_eq!(app.db.count(waiting), 1, "nobody else computes them");
-        admin::execute(&mut lock, "ROLLBACK").unwrap();
+        sql::execute(&mut lock, "ROLLBACK").unwrap();
         other.join().unwrap();
     });
 }

@@ -3,8 +3,8 @@
 use crate::stage::{PATIENCE, Stage, events};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
-use storage::{Connection, admin};
-use test_support::{eventually, eventually_within};
+use storage::Connection;
+use test_support::{eventually, eventually_within, sql};
 
 const WORK_MS: &str = "MURMURATION__EVENT_PROCESSOR__WORK_MS";
 const LEASE_TTL_MS: &str = "MURMURATION__SEQUENCED__LEASE_TTL_MS";
@@ -19,8 +19,8 @@ fn two_at_work(stage: &mut Stage, settings: &[(&str, &str)]) -> (String, Connect
     stage.start(settings);
     stage.await_shares(&[8, 8]);
     let mut lock = stage.database.database().connection().expect("a connection");
-    admin::execute(&mut lock, "BEGIN").expect("it begins");
-    admin::execute(&mut lock, "LOCK TABLE account_effect IN EXCLUSIVE MODE").expect("it's locked");
+    sql::execute(&mut lock, "BEGIN").expect("it begins");
+    sql::execute(&mut lock, "LOCK TABLE account_effect IN EXCLUSIVE MODE").expect("it's locked");
     stage.database.append_events(&events(60, 20));
     let waiting = "SELECT count(*) AS n FROM pg_locks WHERE relation = 'account_effect'::regclass AND NOT granted";
     eventually("both are at work", || (stage.database.count(waiting) == 2).then_some(()));
@@ -28,7 +28,7 @@ fn two_at_work(stage: &mut Stage, settings: &[(&str, &str)]) -> (String, Connect
 }
 
 fn unlock(mut lock: Connection) {
-    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
+    sql::execute(&mut lock, "ROLLBACK").expect("it ends");
 }
 
 #[test]

@@ -4,8 +4,7 @@ use crate::stage::{PATIENCE, PRIVATE, Stage};
 use domain::values::{EMAIL_TEXT_MAX, SMS_TEXT_MAX, TWEET_MAX};
 use harness::Name;
 use serde_json::{Value, json};
-use storage::admin;
-use test_support::{TestVhost, eventually_within};
+use test_support::{TestVhost, eventually_within, sql};
 
 /// Nobody has these ids.
 const NOBODY: i64 = 1_000_000;
@@ -76,7 +75,7 @@ pub(crate) fn untold_tweet(stage: &Stage, author: i64) -> i64 {
     let insert = format!(
         "WITH new AS (INSERT INTO tweet (author_id, text) VALUES ({author}, '{PRIVATE}') RETURNING id) SELECT id AS n FROM new"
     );
-    admin::count(&mut conn, &insert).expect("it's inserted")
+    sql::count(&mut conn, &insert).expect("it's inserted")
 }
 
 fn tweet_body(id: i64, author: i64) -> Value {
@@ -362,8 +361,8 @@ fn what_fails_for_a_while_is_tried_again_until_it_succeeds() {
     // One notifier finds no table, the other waits for a lock until its statement is given up.
     stage.database.execute("ALTER TABLE email_notification RENAME TO elsewhere");
     let mut lock = stage.database.database().connection().expect("a connection");
-    admin::execute(&mut lock, "BEGIN").expect("it begins");
-    admin::execute(&mut lock, "LOCK TABLE sms_notification IN SHARE MODE").expect("it's locked");
+    sql::execute(&mut lock, "BEGIN").expect("it begins");
+    sql::execute(&mut lock, "LOCK TABLE sms_notification IN SHARE MODE").expect("it's locked");
     stage.api.post(author, PRIVATE, true);
     for service in ["email-notifier", "sms-notifier"] {
         eventually_within(PATIENCE, "the message is retried", || {
@@ -371,6 +370,6 @@ fn what_fails_for_a_while_is_tried_again_until_it_succeeds() {
         });
     }
     stage.database.execute("ALTER TABLE elsewhere RENAME TO email_notification");
-    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
+    sql::execute(&mut lock, "ROLLBACK").expect("it ends");
     stage.ends_well(0);
 }

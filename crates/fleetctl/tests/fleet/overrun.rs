@@ -3,8 +3,7 @@
 use crate::stage::{PATIENCE, PRIVATE, Stage};
 use harness::Name;
 use serde_json::json;
-use storage::admin;
-use test_support::eventually_within;
+use test_support::{eventually_within, sql};
 
 /// How the process of a handler that ran past its time limit ends.
 const TIME_LIMIT_EXCEEDED: i32 = 75;
@@ -30,12 +29,12 @@ fn a_message_that_kills_its_worker_is_set_aside_and_its_neighbours_are_not() {
 
     // Whoever writes the same row waits for what becomes of this one.
     let mut lock = stage.database.database().connection().expect("a connection");
-    admin::execute(&mut lock, "BEGIN").expect("it begins");
+    sql::execute(&mut lock, "BEGIN").expect("it begins");
     let row = format!(
         "INSERT INTO email_notification (user_id, source, source_id, email, text)
          VALUES ({reader}, 'message', 'poison', 'reader@example.com', '{PRIVATE}')"
     );
-    admin::execute(&mut lock, &row).expect("the row is held");
+    sql::execute(&mut lock, &row).expect("the row is held");
 
     let text = json!({"userId": reader, "text": PRIVATE}).to_string();
     for n in 0..MESSAGES {
@@ -57,7 +56,7 @@ fn a_message_that_kills_its_worker_is_set_aside_and_its_neighbours_are_not() {
     assert!(letter.error.starts_with("its worker died while handling it"), "{}", letter.error);
     // One for each attempt that the retry delays allow; the first, when nothing was known of it, isn't on record.
     assert_eq!((letter.attempts, deaths), (3, 4));
-    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
+    sql::execute(&mut lock, "ROLLBACK").expect("it ends");
 
     let recorded = || stage.database.count("SELECT count(*) AS n FROM email_notification WHERE source = 'message'");
     let all_of = |count: usize| (recorded() == count as i64).then_some(());

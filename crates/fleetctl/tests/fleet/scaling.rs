@@ -6,8 +6,7 @@ use crate::{
 };
 use harness::Name;
 use rustix::process::Signal;
-use storage::admin;
-use test_support::{eventually, eventually_within};
+use test_support::{eventually, eventually_within, sql};
 
 const UPDATER: &str = "feed-updater";
 
@@ -47,8 +46,8 @@ fn a_worker_that_is_told_to_stop_amid_a_batch_finishes_it() {
 
     // Nobody can write feeds until this connection lets go.
     let mut lock = stage.database.database().connection().expect("a connection");
-    admin::execute(&mut lock, "BEGIN").expect("it begins");
-    admin::execute(&mut lock, "LOCK TABLE feed_entry IN SHARE MODE").expect("it's locked");
+    sql::execute(&mut lock, "BEGIN").expect("it begins");
+    sql::execute(&mut lock, "LOCK TABLE feed_entry IN SHARE MODE").expect("it's locked");
     let tweet = stage.api.post(author, PRIVATE, true);
     eventually("the batch waits for the lock", || {
         let waiting = "SELECT count(*) AS n FROM pg_stat_activity
@@ -57,7 +56,7 @@ fn a_worker_that_is_told_to_stop_amid_a_batch_finishes_it() {
     });
     stage.fleet.signal(&updater, Signal::TERM).expect("it runs");
     eventually("it has heard", || stage.fleet.log(&updater).expect("a log").contains("SIGTERM").then_some(()));
-    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
+    sql::execute(&mut lock, "ROLLBACK").expect("it ends");
     let status = stage.fleet.wait_end(&updater, PATIENCE).expect("it ends");
     assert_eq!(status.code(), Some(0));
     // What it hadn't begun waits for another.

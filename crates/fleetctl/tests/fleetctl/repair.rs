@@ -2,8 +2,7 @@
 
 use crate::{await_line, checked, complaint, fleetctl, interrupt, run, settled_fleet, spawn, user, wrong};
 use serde_json::{Value, json};
-use storage::admin;
-use test_support::{TestDatabase, eventually};
+use test_support::{TestDatabase, eventually, sql};
 
 fn rows(database: &TestDatabase) -> (i64, i64) {
     let notifications = "(SELECT count(*) FROM email_notification) + (SELECT count(*) FROM sms_notification)";
@@ -96,11 +95,11 @@ fn a_repair_waits_for_a_row_that_somebody_holds() {
     let all = rows(&database);
     database.execute(&format!("INSERT INTO feed_entry SELECT {author}, id FROM tweet"));
     let mut other = database.database().connection().unwrap();
-    admin::execute(&mut other, "BEGIN").unwrap();
-    admin::execute(&mut other, &format!("SELECT FROM feed_entry WHERE reader_id = {author} FOR UPDATE")).unwrap();
+    sql::execute(&mut other, "BEGIN").unwrap();
+    sql::execute(&mut other, &format!("SELECT FROM feed_entry WHERE reader_id = {author} FOR UPDATE")).unwrap();
     let mut child = spawn(fleetctl(&database, &["verify", "--repair"]));
     await_line(&mut child, "trying again: another transaction holds");
-    admin::execute(&mut other, "ROLLBACK").unwrap();
+    sql::execute(&mut other, "ROLLBACK").unwrap();
     checked(&child.wait_with_output().unwrap(), 0);
     assert_eq!(rows(&database), all);
 }

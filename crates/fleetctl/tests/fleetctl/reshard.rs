@@ -25,10 +25,10 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    PgConnection, admin, leases, resharding,
+    PgConnection, leases, resharding,
     streams::{self, Layout},
 };
-use test_support::{TestDatabase, TestVhost, broker_settings, eventually, log_retention};
+use test_support::{TestDatabase, TestVhost, broker_settings, eventually, log_retention, sql};
 
 struct Stage {
     database: TestDatabase,
@@ -382,7 +382,7 @@ fn a_reshard_that_cant_be_is_refused_and_changes_nothing() {
 fn accepting_events_is_not_held_up_for_long_by_one_who_takes_long_over_it() {
     let stage = Stage::new();
     let mut slow = stage.database.database().connection().unwrap();
-    admin::execute(&mut slow, "BEGIN").unwrap();
+    sql::execute(&mut slow, "BEGIN").unwrap();
     streams::append(
         &mut slow,
         ACCOUNT_EVENT,
@@ -401,7 +401,7 @@ fn accepting_events_is_not_held_up_for_long_by_one_who_takes_long_over_it() {
         assert!(began.elapsed() < Duration::from_secs(30), "took {:?}", began.elapsed());
     }
     assert!(child.is_running());
-    admin::execute(&mut slow, "COMMIT").unwrap();
+    sql::execute(&mut slow, "COMMIT").unwrap();
     stage.await_layout(8, 16);
     stage.relay();
     // Of these accounts none had a shard that goes.

@@ -6,8 +6,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, admin};
-use test_support::{PrivateRabbitmq, TestDatabase, eventually_within};
+use storage::Database;
+use test_support::{PrivateRabbitmq, TestDatabase, eventually_within, sql};
 
 const SEED: u64 = 5;
 const GROUPS: [&str; 2] = ["one", "two"];
@@ -18,7 +18,7 @@ const KILLS_OF_BROKER: usize = 5;
 fn progress(database: &Database, group: &str) -> i64 {
     let sql =
         format!(r#"SELECT coalesce(sum(next_offset), 0)::bigint AS n FROM consumer_offset WHERE "group" = '{group}'"#);
-    admin::count(&mut database.connection().expect("a connection"), &sql).expect("the query runs")
+    sql::count(&mut database.connection().expect("a connection"), &sql).expect("the query runs")
 }
 
 fn sleep(random: &mut SmallRng, at_most_ms: u64) {
@@ -33,7 +33,7 @@ fn what_a_relay_has_published_before_it_died_is_recorded_once() {
     stage.producer("before").spread(MESSAGES as i64);
     // What is published can't be removed, so it's published again by whoever comes next.
     let mut gate = stage.database.database().connection().expect("a connection");
-    let mut gate = |sql| admin::execute(&mut gate, sql).expect("the statement runs");
+    let mut gate = |sql| sql::execute(&mut gate, sql).expect("the statement runs");
     gate("BEGIN");
     gate("SELECT FROM message_outbox FOR UPDATE");
     let relay = stage.relay();

@@ -3,8 +3,7 @@
 use crate::stage::{FOR_EVER, Load, PATIENCE, Stage};
 use rustix::process::Signal;
 use std::time::Duration;
-use storage::admin;
-use test_support::eventually_within;
+use test_support::{eventually_within, sql};
 
 const GROUP: &str = "recorder";
 
@@ -34,7 +33,7 @@ impl<'a> Gate<'a> {
     fn shut(stage: &'a Stage) -> Self {
         let mut conn = stage.database.database().connection().expect("a connection");
         for sql in ["BEGIN", "SELECT FROM consumer_offset FOR UPDATE"] {
-            admin::execute(&mut conn, sql).expect("the statement runs");
+            sql::execute(&mut conn, sql).expect("the statement runs");
         }
         Self(stage, conn)
     }
@@ -48,7 +47,7 @@ impl<'a> Gate<'a> {
     }
 
     fn open(mut self) {
-        admin::execute(&mut self.1, "COMMIT").expect("the statement runs");
+        sql::execute(&mut self.1, "COMMIT").expect("the statement runs");
     }
 }
 

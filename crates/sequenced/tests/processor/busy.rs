@@ -4,8 +4,8 @@ use crate::support::{ATTEMPTS, Accounts, Running, Stage, events};
 use anyhow::anyhow;
 use domain::Failure;
 use settings::Secret;
-use storage::{Connection, Database, admin};
-use test_support::{Action, Direction, Proxy, eventually};
+use storage::{Connection, Database};
+use test_support::{Action, Direction, Proxy, eventually, sql};
 
 /// A session that holds a row until it's dropped.
 struct Held(Connection);
@@ -13,8 +13,8 @@ struct Held(Connection);
 impl Held {
     fn new(stage: &Stage, row: &str) -> Self {
         let mut conn = stage.database.database().connection().expect("a connection");
-        admin::execute(&mut conn, "BEGIN").expect("it begins");
-        let held = admin::execute(&mut conn, &format!("SELECT FROM {row} FOR UPDATE")).expect("it's there");
+        sql::execute(&mut conn, "BEGIN").expect("it begins");
+        let held = sql::execute(&mut conn, &format!("SELECT FROM {row} FOR UPDATE")).expect("it's there");
         assert_eq!(held, 1);
         Self(conn)
     }
@@ -23,7 +23,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // The connection goes back to its pool as it is.
-        admin::execute(&mut self.0, "ROLLBACK").expect("it ends");
+        sql::execute(&mut self.0, "ROLLBACK").expect("it ends");
     }
 }
 

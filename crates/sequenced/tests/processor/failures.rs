@@ -4,8 +4,8 @@ use crate::support::{ATTEMPTS, Accounts, Running, Stage, events};
 use anyhow::anyhow;
 use domain::{Failure, stream::Payload};
 use std::sync::{Arc, Mutex};
-use storage::{admin, parked};
-use test_support::eventually;
+use storage::parked;
+use test_support::{eventually, sql};
 
 /// Fails for as long as its payload says how.
 fn as_the_payload_says() -> Accounts {
@@ -137,13 +137,13 @@ fn an_effect_that_is_refused_fails_its_own_key_alone() {
     stage.await_applied();
 
     let mut lock = stage.database.database().connection().expect("a connection");
-    admin::execute(&mut lock, "BEGIN").expect("it begins");
-    admin::execute(&mut lock, "LOCK TABLE account_effect IN EXCLUSIVE MODE").expect("it's locked");
+    sql::execute(&mut lock, "BEGIN").expect("it begins");
+    sql::execute(&mut lock, "LOCK TABLE account_effect IN EXCLUSIVE MODE").expect("it's locked");
     let mut all = events(KEYS, 1, "1");
     all.extend(["refused", "refused", "panics", "panics"].map(|key| (key.into(), "1".into())));
     stage.database.append_events(&all);
     eventually("all have been worked on", || (accounts.attempts().len() == 2 + KEYS + 2).then_some(()));
-    admin::execute(&mut lock, "ROLLBACK").expect("it ends");
+    sql::execute(&mut lock, "ROLLBACK").expect("it ends");
 
     stage.await_applied();
     stage.assert_in_order(2 + KEYS);

@@ -5,7 +5,7 @@ use diesel::{
     PgConnection,
     prelude::*,
     sql_query,
-    sql_types::{Array, BigInt, Bool, Text},
+    sql_types::{Array, BigInt, Text},
 };
 use domain::topology::Topology;
 use std::time::Duration;
@@ -28,14 +28,8 @@ pub fn topology(conn: &mut PgConnection) -> Result<Topology> {
 /// # Errors
 /// The database's.
 pub fn alone<T>(conn: &mut PgConnection, name: &str, work: impl FnOnce(&mut PgConnection) -> T) -> Result<Option<T>> {
-    #[derive(QueryableByName)]
-    struct Got {
-        #[diesel(sql_type = Bool)]
-        got: bool,
-    }
     let key = locks::resharding(name);
-    let Got { got } = sql_query("SELECT pg_try_advisory_lock($1) AS got").bind::<BigInt, _>(key).get_result(conn)?;
-    if !got {
+    if !diesel::select(locks::pg_try_advisory_lock(key)).get_result::<bool>(conn)? {
         return Ok(None);
     }
     let result = work(conn);

@@ -17,8 +17,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, admin};
-use test_support::{TestDatabase, TestVhost, eventually};
+use storage::Database;
+use test_support::{TestDatabase, TestVhost, eventually, sql};
 use uuid::Uuid;
 use worker::{Death, Item, Outgoing, Received, Step, Worker};
 
@@ -149,7 +149,7 @@ fn a_message_whose_row_somebody_holds_comes_back_without_an_attempt_and_holds_up
         let touch = database.transaction(|conn| {
             for Item { message, received } in batch {
                 let attempts = received.attempts();
-                admin::execute(
+                sql::execute(
                     conn,
                     &format!(
                         "INSERT INTO touched VALUES ('{message}', {attempts})
@@ -166,7 +166,7 @@ fn a_message_whose_row_somebody_holds_comes_back_without_an_attempt_and_holds_up
     thread::scope(|scope| {
         let (holds, held) = mpsc::channel();
         let hold = move |conn: &mut _| {
-            admin::execute(conn, "SELECT FROM touched WHERE id = 'held' FOR UPDATE")?;
+            sql::execute(conn, "SELECT FROM touched WHERE id = 'held' FOR UPDATE")?;
             holds.send(()).unwrap();
             eventually("the others are handled, and this one failed more often than a message may", || {
                 let often = failures.load(Ordering::Relaxed) > DELAYS_MS.len() as u32 + 1;
