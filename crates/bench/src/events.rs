@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
-    PgConnection, leases,
+    PgConnection, account_effects, leases,
     results::{self, Totals},
     stream_audit, streams,
 };
@@ -93,8 +93,9 @@ fn shared_by(stage: &Stage, processes: u32) -> anyhow::Result<()> {
 /// Waits until nothing waits any more, and checks that all of it took effect once and in order.
 fn settled(stage: &Stage, prefix: &str, events: u32) -> anyhow::Result<Totals> {
     let mut conn = stage.connection()?;
-    until(|| Ok(stream_audit::backlog(&mut conn, prefix)?.waiting == 0), "events are waiting")?;
-    let (_, findings) = stage.database.transaction(|conn| stream_audit::run(conn, prefix, |_| ()))?;
+    until(|| Ok(stream_audit::backlog(&mut conn, ACCOUNT_EVENT, prefix)?.waiting == 0), "events are waiting")?;
+    let run = |conn: &mut _| stream_audit::run(conn, ACCOUNT_EVENT, prefix, account_effects::CHECKS, |_| ());
+    let (_, findings) = stage.database.transaction(run)?;
     for finding in &findings {
         ensure!(finding.count == 0, "{}: {}", finding.check, finding.count);
     }
@@ -138,7 +139,7 @@ fn slow(args: &Events, stage: &mut Stage, figures: &mut Vec<Figure>) -> anyhow::
                 .max()
                 .max(Some(memory))
                 .unwrap_or(0);
-            let backlog = stream_audit::backlog(&mut conn, "one-")?.waiting;
+            let backlog = stream_audit::backlog(&mut conn, ACCOUNT_EVENT, "one-")?.waiting;
             seen = backlog.max(seen);
             Ok(seen > 0 && backlog == 0)
         },
@@ -310,7 +311,7 @@ fn resharded(stage: &mut Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()>
     for (through, shards) in [(EVENTS / 6, "32"), (EVENTS / 2, "8")] {
         until(|| Ok(applied(&mut conn, "shards-")? >= i64::from(through)), "too few events are through")?;
         let began = Instant::now();
-        finish(stage.fleetctl(["reshard", "account_event", "--shards", shards])?, "resharding")?;
+        finish(stage.fleetctl(["reshard", "--shards", shards])?, "resharding")?;
         seconds.push(format!("{:.1} s", began.elapsed().as_secs_f64()));
     }
     finish(loading, "the load")?;

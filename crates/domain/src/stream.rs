@@ -1,8 +1,11 @@
-//! Sequenced streams: keys, shards, and the message that wakes.
+//! Sequenced streams: keys, shards, and the message that wakes; and those of them that hold account events.
 
 use crate::{Envelope, values::Invalid, wire_time};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, DeserializeOwned},
+};
 use serde_json::value::RawValue;
 use std::fmt;
 
@@ -172,7 +175,41 @@ fn depth(json: &str) -> usize {
     deepest
 }
 
+/// What the events of a stream belong to. As text it's at most 64 bytes, all of characters that sort before `~`: prefixes are
+/// looked for by that.
+pub trait StreamKey: Clone + Ord + fmt::Display {
+    /// Its events as they travel.
+    type Event: StreamEvent<Key = Self>;
+
+    /// The key as text, as rows hold it.
+    fn as_str(&self) -> &str;
+}
+
 /// An event as it travels. The row in Postgres is the truth: the message says that it's there, and carries a copy.
+pub trait StreamEvent: Serialize + DeserializeOwned {
+    /// What it belongs to.
+    type Key: StreamKey<Event = Self>;
+
+    /// The event of this place among the key's, which counts from 1.
+    fn new(key: Self::Key, seq: i64, payload: Payload, generated_at: DateTime<Utc>) -> Self;
+
+    /// What it belongs to.
+    fn key(&self) -> &Self::Key;
+
+    /// Its place among the key's events, from 1.
+    fn seq(&self) -> i64;
+
+    /// The message for a stream's shard.
+    fn envelope(&self, stream: &str, shard: i32) -> Envelope {
+        let body = serde_json::to_vec(self).expect("a wire message is plain data, which always has a JSON form");
+        let mut envelope = Envelope::new(stream, shard_routing_key(shard), body);
+        envelope.kind = Some(stream.into());
+        envelope.message_id = format!("{stream}/{}/{}", self.key(), self.seq());
+        envelope
+    }
+}
+
+/// An account's event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccountEvent {
@@ -187,14 +224,27 @@ pub struct AccountEvent {
     pub generated_at: DateTime<Utc>,
 }
 
-impl AccountEvent {
-    /// The message for a stream's shard.
-    pub fn envelope(&self, stream: &str, shard: i32) -> Envelope {
-        let body = serde_json::to_vec(self).expect("a wire message is plain data, which always has a JSON form");
-        let mut envelope = Envelope::new(stream, shard_routing_key(shard), body);
-        envelope.kind = Some(stream.into());
-        envelope.message_id = format!("{stream}/{}/{}", self.account_id, self.seq);
-        envelope
+impl StreamKey for AccountId {
+    type Event = AccountEvent;
+
+    fn as_str(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl StreamEvent for AccountEvent {
+    type Key = AccountId;
+
+    fn new(account_id: AccountId, seq: i64, payload: Payload, generated_at: DateTime<Utc>) -> Self {
+        Self { account_id, seq, payload, generated_at }
+    }
+
+    fn key(&self) -> &AccountId {
+        &self.account_id
+    }
+
+    fn seq(&self) -> i64 {
+        self.seq
     }
 }
 

@@ -5,7 +5,7 @@ use domain::{
     ImportId, TweetId, UserId,
     log::{LogMessage, MessageId, proof::Epoch},
     message::*,
-    stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload},
+    stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload, StreamEvent as _},
     topology::{Retention, Topology},
     values::{Channel, Login, TweetText},
 };

@@ -2,7 +2,10 @@
 
 mod simulation;
 
-use domain::{Failure, stream::ACCOUNT_EVENT};
+use domain::{
+    Failure,
+    stream::{ACCOUNT_EVENT, AccountId},
+};
 use process::Program;
 use sequenced::{Event, Handler, Processor};
 use serde::Deserialize;
@@ -77,6 +80,8 @@ pub struct AccountEvents {
 }
 
 impl Handler for AccountEvents {
+    type Key = AccountId;
+
     /// How long the work took.
     type Done = Duration;
 

@@ -3,11 +3,12 @@ use crate::{
     context::Context,
     output::{self, short, time, visible, visible_lines},
     progress::Progress,
+    stream::Stream,
 };
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Utc};
 use domain::{
-    stream::{ACCOUNT_EVENT, PAYLOAD_MAX, Payload},
+    stream::{PAYLOAD_MAX, Payload},
     values::whole_clusters,
 };
 use serde::Serialize;
@@ -32,13 +33,6 @@ pub(crate) enum Command {
     Retry(Retry),
     Skip(Skip),
     Replace(Replace),
-}
-
-#[derive(clap::Args)]
-struct Stream {
-    /// The stream
-    #[arg(long, default_value = ACCOUNT_EVENT, value_name = "NAME")]
-    stream: String,
 }
 
 /// List the keys that are parked, by name

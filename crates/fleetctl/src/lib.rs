@@ -12,6 +12,7 @@ mod migrate;
 mod output;
 mod reshard;
 mod shards;
+mod stream;
 mod topology;
 mod user;
 mod verify;

@@ -1,4 +1,4 @@
-use crate::{Outcome, context::Context, interrupt::Interrupt, progress::Progress};
+use crate::{Outcome, context::Context, interrupt::Interrupt, progress::Progress, stream::Stream};
 use anyhow::{Context as _, bail};
 use broker::{Delivery, Publisher, QueueDepth, Session};
 use chrono::Utc;
@@ -28,30 +28,30 @@ use uuid::Uuid;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  fleetctl reshard account_event --shards 32
-  fleetctl shards show account_event")]
+  fleetctl reshard --shards 32
+  fleetctl shards show")]
 pub(crate) struct Args {
-    /// The stream
-    stream: String,
+    #[command(flatten)]
+    of: Stream,
     /// How many shards it's to have, 1 to 256
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=i64::from(SHARDS_MAX)))]
     shards: i32,
 }
 
 pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let Args { of: Stream { stream }, shards } = args;
     let interrupt = Interrupt::catch()?;
     let database = context.patient_database()?;
     let session = Session::open(&context.broker()?, "fleetctl")?;
     let mut conn = database.connection()?;
-    streams::layout(&mut conn, &args.stream)?;
+    streams::layout(&mut conn, stream)?;
     let publisher = Publisher::new(&context.broker()?, "fleetctl");
     let lease_ttl = context.sequenced_lease_ttl()?;
-    let result = resharding::alone(&mut conn, &args.stream, |conn| {
-        let shards = args.shards;
-        Resharding { stream: &args.stream, shards, conn, session, publisher, lease_ttl, interrupt, out }.run()
+    let result = resharding::alone(&mut conn, stream, |conn| {
+        Resharding { stream, shards: *shards, conn, session, publisher, lease_ttl, interrupt, out }.run()
     })?;
     let Some(result) = result else {
-        bail!("{} is being resharded by somebody else just now", args.stream);
+        bail!("{stream} is being resharded by somebody else just now");
     };
     result.context("not finished; the same command goes on from here")
 }

@@ -2,11 +2,12 @@ use crate::{
     Outcome,
     context::Context,
     output::{self, short, visible},
+    stream::Stream,
 };
 use anyhow::Context as _;
 use broker::{QueueDepth, Session};
 use chrono::{DateTime, Utc};
-use domain::stream::{ACCOUNT_EVENT, shard_queue};
+use domain::stream::shard_queue;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,9 +18,6 @@ use storage::{
     stream_audit::{self, Lag},
     streams::{self, Layout},
 };
-
-/// The service whose processes share the shards.
-const SERVICE: &str = "event-processor";
 
 /// The shards of a stream
 #[derive(clap::Subcommand)]
@@ -34,11 +32,10 @@ pub(crate) enum Command {
 #[command(after_long_help = "\
 Examples:
   fleetctl shards show
-  fleetctl shards show --json | jq '[.shards[].waiting] | add'")]
+  fleetctl shards show --stream account_event --json | jq '[.shards[].waiting] | add'")]
 pub(crate) struct Show {
-    /// The stream
-    #[arg(default_value = ACCOUNT_EVENT)]
-    stream: String,
+    #[command(flatten)]
+    of: Stream,
     /// As a JSON object
     #[arg(long)]
     json: bool,
@@ -88,7 +85,7 @@ struct Report {
 
 pub(crate) fn run(command: &Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let Command::Show(args) = command;
-    let report = look(&args.stream, context)?;
+    let report = look(&args.of.stream, context)?;
     match args.json {
         true => {
             output::json(out, &report)?;
@@ -104,7 +101,9 @@ fn look(stream: &str, context: &Context) -> anyhow::Result<Report> {
         let resources: Vec<_> = numbers(layout).map(|shard| domain::stream::shard_resource(stream, shard)).collect();
         let resources: Vec<_> = resources.iter().map(String::as_str).collect();
         let leases = leases::list(conn, &resources)?;
-        Ok((layout, leases, leases::members(conn, SERVICE)?, stream_audit::lag(conn, stream, layout.shards)?))
+        let service = leases::service(conn, &resources)?;
+        let members = service.map_or(Ok(Vec::new()), |service| leases::members(conn, &service))?;
+        Ok((layout, leases, members, stream_audit::lag(conn, stream, layout.shards)?))
     })?;
     let names: Vec<_> = numbers(layout).map(|shard| shard_queue(stream, shard)).collect();
     let (depths, blind) = match depths(&names, context) {

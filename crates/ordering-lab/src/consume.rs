@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use domain::{Failure, topology::ExchangeKind};
+use domain::{Failure, stream::AccountId, topology::ExchangeKind};
 use process::Stop;
 use rand::{SeedableRng as _, rngs::SmallRng};
 use sequenced::{Event, Processor};
@@ -318,6 +318,9 @@ struct Sequenced {
 }
 
 impl sequenced::Handler for Sequenced {
+    /// Written as a user's number is.
+    type Key = AccountId;
+
     type Done = Change;
 
     fn work(&self, event: &Event) -> Result<Change, Failure> {

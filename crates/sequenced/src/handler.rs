@@ -1,5 +1,5 @@
 use chrono::{DateTime, Utc};
-use domain::Failure;
+use domain::{Failure, stream::StreamKey};
 use std::{fmt, sync::Arc};
 use storage::{
     PgConnection,
@@ -62,6 +62,9 @@ impl fmt::Debug for Event {
 
 /// A service's business: what its events do.
 pub trait Handler: Send + Sync + 'static {
+    /// What the stream's events belong to.
+    type Key: StreamKey;
+
     /// What the work leaves for the transaction.
     type Done: Send;
 

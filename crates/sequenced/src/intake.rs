@@ -1,7 +1,10 @@
 //! Taking messages in.
 
 use crate::{Handler, engine::Engine};
-use domain::{Failure, stream::AccountEvent};
+use domain::{
+    Failure,
+    stream::{StreamEvent as _, StreamKey},
+};
 use std::{collections::BTreeMap, sync::Arc};
 use storage::streams;
 use worker::{BatchHandler, Item, Outgoing, Received, Step};
@@ -12,21 +15,21 @@ pub(crate) struct Intake<H: Handler> {
 }
 
 impl<H: Handler> BatchHandler for Intake<H> {
-    type Message = AccountEvent;
+    type Message = <H::Key as StreamKey>::Event;
 
-    fn decode(&self, received: &Received) -> anyhow::Result<AccountEvent> {
+    fn decode(&self, received: &Received) -> anyhow::Result<Self::Message> {
         worker::kind(received, &[self.engine.stream])?;
         worker::json(received)
     }
 
-    fn handle(&mut self, batch: &[Item<AccountEvent>], _: &mut Outgoing, _: &Step) -> Result<(), Failure> {
+    fn handle(&mut self, batch: &[Item<Self::Message>], _: &mut Outgoing, _: &Step) -> Result<(), Failure> {
         let Engine { database, stream, .. } = &*self.engine;
         let mut newest = BTreeMap::<&str, i64>::new();
         let mut positive = true;
         for Item { message, .. } in batch {
-            positive &= message.seq > 0;
-            let newest = newest.entry(message.account_id.as_str()).or_default();
-            *newest = message.seq.max(*newest);
+            positive &= message.seq() > 0;
+            let newest = newest.entry(message.key().as_str()).or_default();
+            *newest = message.seq().max(*newest);
         }
         let mut heads: BTreeMap<String, i64> =
             self.engine.wake(newest.keys().copied())?.into_iter().map(|woken| (woken.key, woken.head)).collect();

@@ -8,7 +8,7 @@
 use chrono::Utc;
 use domain::{
     Failure,
-    stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload, key_hash, shard},
+    stream::{ACCOUNT_EVENT, AccountEvent, AccountId, Payload, StreamEvent as _, key_hash, shard},
 };
 use rand::{
     RngExt as _, SeedableRng as _,
@@ -53,6 +53,8 @@ enum Guard {
 struct Numbers;
 
 impl Handler for Numbers {
+    type Key = AccountId;
+
     type Done = i32;
 
     fn work(&self, event: &Event) -> Result<i32, Failure> {
@@ -530,7 +532,8 @@ impl<'a> Fleet<'a> {
                  WHERE x.says IS DISTINCT FROM e.work_ms",
             ),
             audited: {
-                let (_, findings) = self.transaction(|conn| stream_audit::run(conn, "", |_| ()));
+                let effects = account_effects::CHECKS;
+                let (_, findings) = self.transaction(|conn| stream_audit::run(conn, ACCOUNT_EVENT, "", effects, |_| ()));
                 findings.iter().map(|finding| finding.count).sum()
             },
         }

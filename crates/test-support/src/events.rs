@@ -2,7 +2,7 @@
 
 use crate::TestDatabase;
 use domain::stream::{ACCOUNT_EVENT, AccountId, Payload};
-use storage::{audit::Finding, stream_audit, streams};
+use storage::{account_effects, audit::Finding, stream_audit, streams};
 
 impl TestDatabase {
     /// Accepts events in this order, in one transaction: of each the account, and the payload as JSON text.
@@ -24,7 +24,7 @@ impl TestDatabase {
     /// # Panics
     /// When the query fails.
     pub fn events_waiting(&self) -> i64 {
-        self.ask(|conn| stream_audit::backlog(conn, "")).waiting
+        self.ask(|conn| stream_audit::backlog(conn, ACCOUNT_EVENT, "")).waiting
     }
 
     /// What the audit has to say against the events and their effects: those that are lost, doubled, out of order, or
@@ -33,7 +33,8 @@ impl TestDatabase {
     /// # Panics
     /// When it can't run.
     pub fn event_errors(&self) -> Vec<String> {
-        let audit = self.database().transaction(|conn| stream_audit::run(conn, "", |_| {}));
+        let effects = account_effects::CHECKS;
+        let audit = self.database().transaction(|conn| stream_audit::run(conn, ACCOUNT_EVENT, "", effects, |_| {}));
         let (_, findings) = audit.expect("the audit runs");
         let errors = findings.into_iter().filter(|finding| finding.count > 0);
         errors.map(|Finding { check, count, examples }| format!("{count} {check}: {examples:?}")).collect()

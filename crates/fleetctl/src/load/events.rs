@@ -3,7 +3,7 @@ use super::{
     posting::{Found, Options, Request},
 };
 use crate::{Outcome, context::Context, duration, interrupt::Interrupt, output::pace, progress::Progress};
-use domain::stream::{AccountId, PAYLOAD_MAX};
+use domain::stream::{ACCOUNT_EVENT, AccountId, PAYLOAD_MAX};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
     fmt::Write as _,
@@ -86,7 +86,7 @@ pub(crate) fn run(
     };
     let look = |request: &Request| {
         let (account, payload) = events.event(request.range.start);
-        let times = stream_audit::times_accepted(&mut *database.connection()?, &account, &payload)?;
+        let times = stream_audit::times_accepted(&mut *database.connection()?, ACCOUNT_EVENT, &account, &payload)?;
         Ok(Found { times: times.unsigned_abs(), is_all: true })
     };
     let delivery = options.delivery(format!("{gateway}/api/v1/event"), interrupt, look);
@@ -120,7 +120,8 @@ fn await_all(
 ) -> anyhow::Result<bool> {
     const POLL_INTERVAL: Duration = Duration::from_millis(250);
     let deadline = Instant::now() + limit;
-    let backlog = || -> anyhow::Result<_> { Ok(stream_audit::backlog(&mut *database.connection()?, prefix)?) };
+    let backlog =
+        || -> anyhow::Result<_> { Ok(stream_audit::backlog(&mut *database.connection()?, ACCOUNT_EVENT, prefix)?) };
     let mut waiting = backlog()?.waiting;
     let progress = Progress::new("applied", waiting.unsigned_abs());
     while waiting > 0 && !interrupt.is_set() && Instant::now() < deadline {

@@ -38,13 +38,13 @@ fn resharding_under_load_loses_doubles_and_disorders_nothing() {
     await_applied(&stage, 300);
     for shards in ["32", "8", "8", "12"] {
         let before = applied(&stage);
-        let report = stage.fleetctl(&["reshard", "account_event", "--shards", shards]);
+        let report = stage.fleetctl(&["reshard", "--shards", shards]);
         assert!(report.ends_with(&format!("account_event: {shards} shards in {shards} queues\n")), "{report}");
         await_applied(&stage, before + 1);
     }
     // As a process dies in the midst of it.
     stage.fleet.signal(&processors[0], Signal::KILL).expect("it runs");
-    stage.fleetctl(&["reshard", "account_event", "--shards", "3"]);
+    stage.fleetctl(&["reshard", "--shards", "3"]);
     assert!(loading.try_wait().expect("it can be looked after").is_none(), "it was under load");
     kill_process(Pid::from_child(&loading), Signal::INT).expect("it runs");
     let output = loading.wait_with_output().expect("it can be looked after");
@@ -89,10 +89,10 @@ fn parked_accounts_go_on_as_the_operator_says_and_others_dont_wait_for_them() {
     await_applied(&stage, 13 + 1 + 2);
     eventually_within(PATIENCE, "it's parked again", || (parked(&stage) == 1).then_some(()));
     let report = stage.fleetctl(&["events", "verify"]);
-    assert!(report.ends_with("19 events of 4 accounts: 16 applied, 1 skipped, 2 parked\n"), "{report}");
+    assert!(report.ends_with("19 events of 4 keys: 16 applied, 1 skipped, 2 parked\n"), "{report}");
 
     stage.fleetctl(&["keys", "replace", "retried", "--payload", "null"]);
     let report = stage.fleetctl(&["events", "verify", "--wait", "3m"]);
-    assert!(report.ends_with("19 events of 4 accounts: 18 applied, 1 skipped, 0 parked\n"), "{report}");
+    assert!(report.ends_with("19 events of 4 keys: 18 applied, 1 skipped, 0 parked\n"), "{report}");
     stage.ends_well(0);
 }

@@ -36,7 +36,7 @@ fn settled() -> TestDatabase {
 fn verifying_events_finds_nothing_where_all_is_well_and_exactly_what_was_planted() {
     let database = settled();
     let report = run(fleetctl(&database, &["events", "verify"]), 0);
-    assert!(report.ends_with("11 events of 3 accounts: 8 applied, 1 skipped, 2 parked\n"), "{report}");
+    assert!(report.ends_with("11 events of 3 keys: 8 applied, 1 skipped, 2 parked\n"), "{report}");
     assert!(report.lines().filter(|line| line.starts_with("ok")).count() >= 10, "{report}");
     drop(database);
 
@@ -54,61 +54,61 @@ fn verifying_events_finds_nothing_where_all_is_well_and_exactly_what_was_planted
         (
             "DELETE FROM stream_event WHERE key = 'c' AND seq = 2".into(),
             &["accepted events missing: 1"][..],
-            "account c, events 2 to 2",
+            "key c, events 2 to 2",
         ),
         (
             "UPDATE stream_head SET seq = 5 WHERE key = 'c'".into(),
             &["accepted events missing: 1"],
-            "account c, events 4 to 5",
+            "key c, events 4 to 5",
         ),
         (
             "UPDATE stream_head SET seq = 2 WHERE key = 'c'".into(),
-            &["events beyond their account's head: 1"],
-            "account c, event 3, head 2",
+            &["events beyond their key's head: 1"],
+            "key c, event 3, head 2",
         ),
         (
             "DELETE FROM stream_cursor WHERE key = 'a'".into(),
             &["cursors that aren't where as many events are settled: 1"],
-            "account a, cursor missing, 5 settled",
+            "key a, cursor missing, 5 settled",
         ),
         (
             "UPDATE stream_cursor SET seq = 2 WHERE key = 'c'".into(),
             &["cursors that aren't where as many events are settled: 1", "events settled out of turn: 1"],
-            "account c, cursor 2, 1 settled",
+            "key c, cursor 2, 1 settled",
         ),
         (
             format!("{}; UPDATE stream_cursor SET seq = 2 WHERE key = 'c'", event(skipped, "c", 3)),
             &["events settled out of turn: 2"],
-            "account c, event 2 waits, cursor 2",
+            "key c, event 2 waits, cursor 2",
         ),
         (
             "DELETE FROM account_effect WHERE account_id = 'a' AND seq = 3".into(),
             &["effects missing: 1"],
-            "account a, event 3",
+            "key a, event 3",
         ),
-        (effect("nobody", 1), &["effects without an applied event: 1"], "account nobody, event 1 isn't there"),
-        (effect("c", 2), &["effects without an applied event: 1"], "account c, event 2 waits"),
+        (effect("nobody", 1), &["effects without an applied event: 1"], "key nobody, event 1 isn't there"),
+        (effect("c", 2), &["effects without an applied event: 1"], "key c, event 2 waits"),
         (
             effect("b", 2),
             &["effects without an applied event: 1", "effects out of order: 1"],
-            "account b, event 2 is skipped",
+            "key b, event 2 is skipped",
         ),
-        (effect("a", 5), &["effects doubled: 1"], "account a, event 5, 2 times"),
-        (effect("a", 2), &["effects doubled: 1"], "account a, event 2, 2 times"),
+        (effect("a", 5), &["effects doubled: 1"], "key a, event 5, 2 times"),
+        (effect("a", 2), &["effects doubled: 1"], "key a, event 2, 2 times"),
         (
             "UPDATE account_effect SET seq = 7 - seq WHERE account_id = 'a' AND seq IN (3, 4)".into(),
             &["effects out of order: 1"],
-            "account a, event 3 after 4",
+            "key a, event 3 after 4",
         ),
         (
             format!("{}; UPDATE stream_cursor SET parked_at = NULL WHERE key = 'c'", event("rests = true", "c", 2)),
-            &["events that rest though their account doesn't: 1", "events not through yet: 2"],
-            "account c, event 2",
+            &["events that rest though their key doesn't: 1", "events not through yet: 2"],
+            "key c, event 2",
         ),
         (
             "UPDATE stream_cursor SET parked_at = NULL WHERE key = 'c'".into(),
             &["events not through yet: 2"],
-            "account c, event 2",
+            "key c, event 2",
         ),
     ];
     for (plant, findings, example) in planted {
@@ -138,11 +138,12 @@ fn verifying_events_looks_at_those_asked_for_and_names_some_of_what_is_wrong() {
     let verify = |args: &[&str]| fleetctl(&database, &[&["events", "verify"], args].concat());
     let report = run(verify(&[]), 1);
     assert_eq!(wrong(&report), ["WRONG   events not through yet: 25"]);
-    assert!(report.contains("account a, event 25\n          and 5 more\n"), "{report}");
-    assert!(report.ends_with("36 events of 3 accounts: 8 applied, 1 skipped, 2 parked\n"), "{report}");
+    assert!(report.contains("key a, event 25\n          and 5 more\n"), "{report}");
+    assert!(report.ends_with("36 events of 3 keys: 8 applied, 1 skipped, 2 parked\n"), "{report}");
     let report = run(verify(&["--prefix", "b"]), 0);
-    assert!(report.ends_with("3 events of 1 accounts: 2 applied, 1 skipped, 0 parked\n"), "{report}");
-    assert!(complaint(verify(&["--prefix", "bb"]), 2).contains("no account whose id starts with `bb`"));
+    assert!(report.ends_with("3 events of 1 keys: 2 applied, 1 skipped, 0 parked\n"), "{report}");
+    assert!(complaint(verify(&["--prefix", "bb"]), 2).contains("no key that starts with `bb`"));
+    assert!(complaint(verify(&["--stream", "nothing"]), 2).contains("unknown stream"));
     run(verify(&["--prefix", "a", "--wait", "1s"]), 1);
 
     let report: Value = serde_json::from_str(&run(verify(&["--json"]), 1)).unwrap();

@@ -121,7 +121,7 @@ fn a_skipped_event_never_takes_effect_and_the_key_goes_on_behind_it() {
     assert!(complaint(keys(&database, &["skip", "nobody"]), 2).contains("key nobody: unknown key"));
     apply(&database, "a");
     let report = run(fleetctl(&database, &["events", "verify"]), 0);
-    assert!(report.ends_with("3 events of 1 accounts: 2 applied, 1 skipped, 0 parked\n"), "{report}");
+    assert!(report.ends_with("3 events of 1 keys: 2 applied, 1 skipped, 0 parked\n"), "{report}");
 }
 
 #[test]

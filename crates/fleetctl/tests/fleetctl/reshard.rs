@@ -49,7 +49,7 @@ impl Stage {
     }
 
     fn reshard(&self, shards: i32) -> Command {
-        self.fleetctl(&["reshard", ACCOUNT_EVENT, "--shards", &shards.to_string()])
+        self.fleetctl(&["reshard", "--shards", &shards.to_string()])
     }
 
     fn layout(&self) -> Layout {
@@ -357,10 +357,12 @@ fn a_lease_that_lasts_for_too_long_holds_up_no_reshard() {
 fn a_reshard_that_cant_be_is_refused_and_changes_nothing() {
     let stage = Stage::new();
     for (shards, why) in [("0", "0 is not in 1..=256"), ("257", "257 is not in 1..=256"), ("x", "invalid digit")] {
-        let complaint = complaint(stage.fleetctl(&["reshard", ACCOUNT_EVENT, "--shards", shards]), 2);
+        let complaint = complaint(stage.fleetctl(&["reshard", "--shards", shards]), 2);
         assert!(complaint.contains(why), "{complaint}");
     }
-    assert!(complaint(stage.fleetctl(&["reshard", "nothing", "--shards", "8"]), 2).contains("unknown stream"));
+    assert!(
+        complaint(stage.fleetctl(&["reshard", "--stream", "nothing", "--shards", "8"]), 2).contains("unknown stream")
+    );
     let mut away = stage.reshard(8);
     assert!(
         complaint(
@@ -447,7 +449,7 @@ fn shards_are_shown_with_holder_and_lag() {
     assert_eq!(rows[19][..2], ["host-17-abcdef", "2"]);
     assert_eq!(rows.len(), 20);
 
-    let mut blind = stage.fleetctl(&["shards", "show", ACCOUNT_EVENT, "--json"]);
+    let mut blind = stage.fleetctl(&["shards", "show", "--stream", ACCOUNT_EVENT, "--json"]);
     let report: Value = serde_json::from_str(&run(
         {
             blind.env("AMQP_URL", NOWHERE);

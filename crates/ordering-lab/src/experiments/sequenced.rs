@@ -172,7 +172,7 @@ fn make(lab: &mut Lab, trouble: Trouble, published: u64) -> anyhow::Result<Strin
             format!("one was frozen for {frozen:.1?}, until its leases had run out, and went on")
         }
         Trouble::Reshard(shards) => {
-            let arguments = ["reshard", names::STREAM, "--shards", &shards.to_string()].map(str::to_owned);
+            let arguments = ["reshard", "--stream", names::STREAM, "--shards", &shards.to_string()].map(str::to_owned);
             lab.children.start("fleetctl", "fleetctl", arguments.into(), &[])?;
             let end = Instant::now() + LIMIT;
             loop {

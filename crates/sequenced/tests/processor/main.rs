@@ -7,4 +7,5 @@ mod order;
 mod resharding;
 mod servers;
 mod sharing;
+mod streams;
 mod support;

@@ -65,9 +65,14 @@ impl Stage {
 
     /// One that doesn't run yet.
     pub(crate) fn processor(&self, accounts: &Accounts) -> Processor<Accounts> {
+        self.processor_of("event-processor", ACCOUNT_EVENT, accounts.clone())
+    }
+
+    /// One of another stream.
+    pub(crate) fn processor_of<H>(&self, service: &'static str, stream: &'static str, handler: H) -> Processor<H> {
         Processor {
-            service: "event-processor",
-            stream: ACCOUNT_EVENT,
+            service,
+            stream,
             // Who waits for a lease to run out waits for long.
             settings: Settings { lease_ttl_ms: 600_000, lease_renew_ms: 50, sweep_ms: 100 },
             lanes: 64,
@@ -83,7 +88,7 @@ impl Stage {
             broker: self.broker.clone(),
             database: self.own_database(),
             leases: Database::open_alone(&self.database.settings(), "test").expect("a usable URL"),
-            handler: accounts.clone(),
+            handler,
         }
     }
 
@@ -145,7 +150,7 @@ impl Stage {
         }
         let database = self.own_database();
         let produce = |batch: &[(AccountId, Payload)]| {
-            let waiting = stream_audit::backlog(&mut *database.connection()?, "")?.waiting;
+            let waiting = stream_audit::backlog(&mut *database.connection()?, ACCOUNT_EVENT, "")?.waiting;
             if waiting < PILE {
                 database.transaction(|conn| streams::append(conn, ACCOUNT_EVENT, batch, None))?;
             }
@@ -395,6 +400,8 @@ impl Accounts {
 }
 
 impl Handler for Accounts {
+    type Key = AccountId;
+
     type Done = ();
 
     fn work(&self, event: &Event) -> Result<(), Failure> {
@@ -427,7 +434,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(processor: Processor<Accounts>) -> Self {
+    pub(crate) fn start(processor: Processor<impl Handler>) -> Self {
         Self::spawn(|stop| processor.run_until(stop))
     }
 

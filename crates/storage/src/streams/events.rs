@@ -15,7 +15,7 @@ use diesel::{
     sql_query,
     sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz},
 };
-use domain::stream::{AccountEvent, AccountId, Payload, key_hash, shard};
+use domain::stream::{Payload, StreamEvent as _, StreamKey, key_hash, shard};
 use std::{
     collections::{BTreeMap, HashSet},
     time::Duration,
@@ -54,9 +54,9 @@ pub fn divide(conn: &mut PgConnection, name: &str, layout: Layout) -> Result<()>
 
 /// The newest sequence of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct Head<K> {
     /// The key.
-    pub key: AccountId,
+    pub key: K,
     /// Its newest sequence.
     pub seq: i64,
 }
@@ -75,15 +75,15 @@ struct Numbered {
 ///
 /// # Errors
 /// [`Error::NotFound`] when there's no such stream.
-pub fn append(
+pub fn append<K: StreamKey>(
     conn: &mut PgConnection,
     name: &str,
-    events: &[(AccountId, Payload)],
+    events: &[(K, Payload)],
     correlation_id: Option<&str>,
-) -> Result<Vec<Head>> {
+) -> Result<Vec<Head<K>>> {
     locks::stream_for_appending(conn, name)?;
     let shards = layout(conn, name)?.shards;
-    let mut counts = BTreeMap::<&AccountId, i64>::new();
+    let mut counts = BTreeMap::<&K, i64>::new();
     events.iter().for_each(|(key, _)| *counts.entry(key).or_default() += 1);
     let keys: Vec<&str> = counts.keys().map(|key| key.as_str()).collect();
     // Sorted by key, as the map is: two batches that overlap and lock in different order would deadlock.
@@ -100,7 +100,7 @@ pub fn append(
     .into_iter()
     .map(|row| (row.key, row.seq))
     .collect();
-    let head = |key: &AccountId| heads.get(key.as_str()).copied().unwrap_or_default();
+    let head = |key: &K| heads.get(key.as_str()).copied().unwrap_or_default();
     let fresh: Vec<&str> =
         counts.iter().filter(|(key, count)| head(key) == **count).map(|(key, _)| key.as_str()).collect();
     if !fresh.is_empty() {
@@ -110,38 +110,38 @@ pub fn append(
             .execute(conn)?;
     }
 
-    let mut next: BTreeMap<&AccountId, i64> = counts.iter().map(|(key, count)| (*key, head(key) - count)).collect();
+    let mut last: BTreeMap<&K, i64> = counts.iter().map(|(key, count)| (*key, head(key) - count)).collect();
     let generated_at = diesel::select(diesel::dsl::sql::<Timestamptz>("clock_timestamp()")).get_result(conn)?;
-    let events: Vec<AccountEvent> = events
-        .iter()
-        .map(|(key, payload)| {
-            let seq = next.get_mut(key).map_or(0, |seq| {
-                *seq += 1;
-                *seq
-            });
-            AccountEvent { account_id: key.clone(), seq, payload: payload.clone(), generated_at }
+    let next = |(key, _): &(K, _)| {
+        last.get_mut(key).map_or(0, |seq| {
+            *seq += 1;
+            *seq
         })
-        .collect();
-    let hashes: Vec<i32> = events.iter().map(|event| key_hash(event.account_id.as_str())).collect();
+    };
+    let seqs: Vec<i64> = events.iter().map(next).collect();
+    let hashes: Vec<i32> = events.iter().map(|(key, _)| key_hash(key.as_str())).collect();
     sql_query(
         "INSERT INTO stream_event (stream, key, seq, key_hash, payload, generated_at)
          SELECT $1, key, seq, key_hash, payload::json, $6
          FROM unnest($2, $3, $4, $5) AS new (key, seq, key_hash, payload)",
     )
     .bind::<Text, _>(name)
-    .bind::<Array<Text>, _>(events.iter().map(|event| event.account_id.as_str()).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(events.iter().map(|event| event.seq).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(events.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(&seqs)
     .bind::<Array<Integer>, _>(&hashes)
-    .bind::<Array<Text>, _>(events.iter().map(|event| event.payload.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(events.iter().map(|(_, payload)| payload.as_str()).collect::<Vec<_>>())
     .bind::<Timestamptz, _>(generated_at)
     .execute(conn)?;
     // One for each key: whoever it wakes goes on to the head. More would only get in other keys' way.
-    let is_first = |event: &AccountEvent| event.seq == head(&event.account_id) - counts[&event.account_id] + 1;
     let envelopes: Vec<_> = events
         .iter()
-        .zip(&hashes)
-        .filter(|(event, _)| is_first(event))
-        .map(|(event, hash)| event.envelope(name, shard(*hash, shards)).correlated(correlation_id))
+        .zip(seqs)
+        .zip(hashes)
+        .filter(|(((key, _), seq), _)| *seq == head(key) - counts[key] + 1)
+        .map(|(((key, payload), seq), hash)| {
+            let event = K::Event::new(key.clone(), seq, payload.clone(), generated_at);
+            event.envelope(name, shard(hash, shards)).correlated(correlation_id)
+        })
         .collect();
     outbox::push(conn, &envelopes)?;
     Ok(counts.keys().map(|key| Head { key: (*key).clone(), seq: head(key) }).collect())

@@ -3,7 +3,10 @@
 //! A lease gives locality, not safety: a holder that freezes past its end may still believe in it, so what it does is to be
 //! guarded where it takes effect. Times are the database's.
 
-use crate::{Result, schema::member};
+use crate::{
+    Result,
+    schema::{lease, member},
+};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -280,4 +283,14 @@ pub fn members(conn: &mut PgConnection, service: &str) -> Result<Vec<Member>> {
     )
     .bind::<Text, _>(service)
     .load(conn)?)
+}
+
+/// The service whose members share these resources, as long as one of them holds any.
+///
+/// # Errors
+/// The database's.
+pub fn service(conn: &mut PgConnection, resources: &[&str]) -> Result<Option<String>> {
+    let holders = lease::table.filter(lease::resource.eq_any(resources)).select(lease::holder);
+    let service = member::table.filter(member::holder.nullable().eq_any(holders)).select(member::service);
+    Ok(service.order(member::seen_at.desc()).first(conn).optional()?)
 }

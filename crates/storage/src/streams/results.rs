@@ -1,4 +1,5 @@
-//! What has become of account events, for people to look at: totals, accounts, the events of one account.
+//! What has become of account events, for people to look at: totals, accounts, the events of one account. Of that stream alone:
+//! its effects are the rows of `account_effect`.
 //!
 //! Totals read each row once. Everything else reads no more rows than it answers, save for the keys that it looks at.
 

@@ -1,7 +1,8 @@
-//! Checks that every account event took effect once and in order, and tells what waits.
+//! Checks that every event of a stream took effect once and in order, and tells what waits.
 //!
 //! The proof is in tables that don't know of each other: `stream_head` and `stream_event` say what was accepted,
-//! `account_effect` what took effect, in the order of its ids, and `stream_cursor` how far each account has come.
+//! `stream_cursor` how far each key has come, and a table of the stream's own what took effect: see
+//! [`account_effects::CHECKS`](crate::account_effects::CHECKS).
 
 use crate::{Count, Result, audit::Finding, locks};
 use chrono::{DateTime, Utc};
@@ -11,7 +12,6 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Integer, Nullable, Text, Timestamptz},
 };
-use domain::stream::ACCOUNT_EVENT;
 
 /// How many rows of each kind of error are named.
 const EXAMPLES: usize = 20;
@@ -19,11 +19,13 @@ const EXAMPLES: usize = 20;
 /// What is on its way, as a check: it may come right by itself.
 pub const UNDER_WAY: &str = "events not through yet";
 
-/// None compares times with each other: they go back when the clock is set back, and nothing is wrong then.
-///
-/// Each check's rows are the errors themselves: account, sequence, and a description by these. `$1` is the stream, `$2`
-/// what the accounts' ids start with: `~` sorts behind every character that an id may hold.
-const CHECKS: &[(&str, &str)] = &[
+/// A check's name, and its query, whose rows are the errors themselves: key, sequence, and a description by these. `$1` is the
+/// stream, `$2` what the keys start with: `~` sorts behind every character that a key may hold.
+pub type Check = (&'static str, &'static str);
+
+/// What has to hold of every stream. None compares times with each other: they go back when the clock is set back, and
+/// nothing is wrong then.
+pub const CHECKS: &[Check] = &[
     (
         "accepted events missing",
         "SELECT key, gap.seq, ', events ' || gap.seq || ' to ' || upto AS what
@@ -38,7 +40,7 @@ const CHECKS: &[(&str, &str)] = &[
          WHERE gap.seq <= upto",
     ),
     (
-        "events beyond their account's head",
+        "events beyond their key's head",
         "SELECT e.key, e.seq, ', event ' || e.seq || ', head ' || coalesce(h.seq::text, 'missing') AS what
          FROM stream_event e LEFT JOIN stream_head h ON h.stream = $1 AND h.key = e.key
          WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND (h.seq IS NULL OR e.seq > h.seq OR e.seq < 1)",
@@ -60,36 +62,8 @@ const CHECKS: &[(&str, &str)] = &[
          WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND (e.processed_at IS NULL) = (e.seq <= c.seq)",
     ),
     (
-        "effects missing",
-        "SELECT e.key, e.seq, ', event ' || e.seq AS what FROM stream_event e
-         WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~' AND e.outcome = 'applied'
-           AND NOT EXISTS (SELECT FROM account_effect a
-                           WHERE a.account_id >= $2 AND a.account_id < $2 || '~'
-                             AND a.account_id = e.key AND a.seq = e.seq)",
-    ),
-    (
-        "effects without an applied event",
-        "SELECT a.account_id AS key, a.seq, ', event ' || a.seq
-                    || CASE WHEN e.key IS NULL THEN ' isn''t there' ELSE coalesce(' is ' || e.outcome, ' waits') END AS what
-         FROM account_effect a LEFT JOIN stream_event e ON e.stream = $1 AND e.key = a.account_id AND e.seq = a.seq
-         WHERE a.account_id >= $2 AND a.account_id < $2 || '~' AND e.outcome IS DISTINCT FROM 'applied'",
-    ),
-    (
-        "effects doubled",
-        "SELECT account_id AS key, seq, ', event ' || seq || ', ' || count(*) || ' times' AS what FROM account_effect
-         WHERE account_id >= $2 AND account_id < $2 || '~' GROUP BY account_id, seq HAVING count(*) > 1",
-    ),
-    (
-        // By the first time of each: one that is doubled isn't out of order for that alone.
-        "effects out of order",
-        "SELECT key, seq, ', event ' || seq || ' after ' || before AS what
-         FROM (SELECT account_id AS key, seq, lag(seq) OVER (PARTITION BY account_id ORDER BY min(id)) AS before
-               FROM account_effect WHERE account_id >= $2 AND account_id < $2 || '~' GROUP BY account_id, seq) effect
-         WHERE seq < before",
-    ),
-    (
         // The sweep would pass them over.
-        "events that rest though their account doesn't",
+        "events that rest though their key doesn't",
         "SELECT e.key, e.seq, ', event ' || e.seq AS what
          FROM stream_event e JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
          WHERE e.stream = $1 AND e.rests AND e.key >= $2 AND e.key < $2 || '~' AND e.processed_at IS NULL
@@ -104,15 +78,12 @@ const CHECKS: &[(&str, &str)] = &[
     ),
 ];
 
-/// How many checks [`run`] makes.
-pub const CHECK_COUNT: usize = CHECKS.len();
-
 /// What was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 pub struct Totals {
-    /// Accounts with at least one event.
+    /// Keys with at least one event.
     #[diesel(sql_type = BigInt)]
-    pub accounts: i64,
+    pub keys: i64,
     /// Events accepted.
     #[diesel(sql_type = BigInt)]
     pub accepted: i64,
@@ -122,7 +93,7 @@ pub struct Totals {
     /// Events skipped by an operator.
     #[diesel(sql_type = BigInt)]
     pub skipped: i64,
-    /// Events that wait because their account is parked.
+    /// Events that wait because their key is parked.
     #[diesel(sql_type = BigInt)]
     pub parked: i64,
 }
@@ -137,44 +108,46 @@ struct Row {
     count: i64,
 }
 
-/// Runs every check on the accounts whose id starts with `prefix`; what it answers has a count of 0 where all is well.
-/// To be run in a transaction of its own: all checks see the same state.
+/// Runs every check on the stream's keys that start with `prefix`, and those of its `effects`; what it returns has a count of 0
+/// where all is well. To be run in a transaction of its own: all checks see the same state.
 ///
 /// # Errors
 /// The database's.
 pub fn run(
     conn: &mut PgConnection,
+    stream: &str,
     prefix: &str,
+    effects: &[Check],
     mut progress: impl FnMut(&'static str),
 ) -> Result<(Totals, Vec<Finding>)> {
     sql_query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(conn)?;
     sql_query("SET LOCAL statement_timeout = 0").execute(conn)?;
-    // Accounts that are newer than the statistics are a handful to the planner, which would read a whole table for each.
+    // Keys that are newer than the statistics are a handful to the planner, which would read a whole table for each.
     sql_query("SET LOCAL enable_nestloop = off").execute(conn)?;
     let totals = sql_query(
-        "SELECT count(DISTINCT e.key) AS accounts, count(*) AS accepted,
+        "SELECT count(DISTINCT e.key) AS keys, count(*) AS accepted,
                 count(*) FILTER (WHERE e.outcome = 'applied') AS applied,
                 count(*) FILTER (WHERE e.outcome = 'skipped') AS skipped,
                 count(*) FILTER (WHERE e.outcome IS NULL AND c.parked_at IS NOT NULL) AS parked
          FROM stream_event e LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
          WHERE e.stream = $1 AND e.key >= $2 AND e.key < $2 || '~'",
     )
-    .bind::<Text, _>(ACCOUNT_EVENT)
+    .bind::<Text, _>(stream)
     .bind::<Text, _>(prefix)
     .get_result(conn)?;
     let mut findings = Vec::new();
-    for (check, query) in CHECKS {
+    for (check, query) in CHECKS.iter().chain(effects) {
         progress(check);
         let rows: Vec<Row> = sql_query(format!(
             "SELECT key, what, count(*) OVER () AS count FROM ({query}) found ORDER BY key, seq LIMIT {EXAMPLES}"
         ))
-        .bind::<Text, _>(ACCOUNT_EVENT)
+        .bind::<Text, _>(stream)
         .bind::<Text, _>(prefix)
         .load(conn)?;
         findings.push(Finding {
             check,
             count: rows.first().map_or(0, |row| row.count.unsigned_abs()),
-            examples: rows.into_iter().map(|row| format!("account {}{}", row.key, row.what)).collect(),
+            examples: rows.into_iter().map(|row| format!("key {}{}", row.key, row.what)).collect(),
         });
     }
     Ok((totals, findings))
@@ -186,39 +159,39 @@ pub struct Backlog {
     /// Those that will.
     #[diesel(sql_type = BigInt)]
     pub waiting: i64,
-    /// Those that wait because their account is parked.
+    /// Those that wait because their key is parked.
     #[diesel(sql_type = BigInt)]
     pub parked: i64,
 }
 
-/// What waits, of the accounts whose id starts with `prefix`. Costs no more than there is.
+/// What waits, of the stream's keys that start with `prefix`. Costs no more than there is.
 ///
 /// # Errors
 /// The database's.
-pub fn backlog(conn: &mut PgConnection, prefix: &str) -> Result<Backlog> {
+pub fn backlog(conn: &mut PgConnection, stream: &str, prefix: &str) -> Result<Backlog> {
     Ok(sql_query(
         "SELECT count(*) FILTER (WHERE c.parked_at IS NULL) AS waiting,
                 count(*) FILTER (WHERE c.parked_at IS NOT NULL) AS parked
          FROM stream_event e LEFT JOIN stream_cursor c ON c.stream = $1 AND c.key = e.key
          WHERE e.stream = $1 AND e.rests = ANY ('{f,t}') AND e.key >= $2 AND e.key < $2 || '~' AND e.processed_at IS NULL",
     )
-    .bind::<Text, _>(ACCOUNT_EVENT)
+    .bind::<Text, _>(stream)
     .bind::<Text, _>(prefix)
     .get_result(conn)?)
 }
 
-/// How many of an account's events have exactly this payload: for a client that doesn't know whether its request took
+/// How many of a key's events have exactly this payload: for a client that doesn't know whether its request took
 /// place, and has marked what it sent. Waits for everybody who is accepting events just now, since one of them may be at
 /// that request.
 ///
 /// # Errors
 /// The database's.
-pub fn times_accepted(conn: &mut PgConnection, account: &str, payload: &str) -> Result<i64> {
-    conn.transaction(|conn| locks::stream_for_dividing(conn, ACCOUNT_EVENT))?;
+pub fn times_accepted(conn: &mut PgConnection, stream: &str, key: &str, payload: &str) -> Result<i64> {
+    conn.transaction(|conn| locks::stream_for_dividing(conn, stream))?;
     let count: Count =
         sql_query("SELECT count(*) AS n FROM stream_event WHERE stream = $1 AND key = $2 AND payload::text = $3")
-            .bind::<Text, _>(ACCOUNT_EVENT)
-            .bind::<Text, _>(account)
+            .bind::<Text, _>(stream)
+            .bind::<Text, _>(key)
             .bind::<Text, _>(payload)
             .get_result(conn)?;
     Ok(count.n)
