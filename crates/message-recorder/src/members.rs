@@ -10,11 +10,11 @@ use domain::{
     log::{Group, partition_routing_key},
     topology::Retention,
 };
+use leases::Leases;
 use process::{
     HealthSettings, Pulse, Stop,
     health::{self, Health},
 };
-use sequenced::Leases;
 use std::{
     collections::BTreeMap,
     sync::{

@@ -4,7 +4,6 @@ mod engine;
 mod handler;
 mod intake;
 mod lanes;
-mod leases;
 mod pool;
 mod processor;
 mod recorder;
@@ -14,6 +13,5 @@ mod sweep;
 mod time_limit;
 
 pub use handler::{Event, Handler, apply};
-pub use leases::{Leases, Round};
 pub use processor::Processor;
 pub use settings::Settings;

@@ -1,9 +1,10 @@
 //! A service on a sequenced stream: its threads.
 
-use crate::{Handler, Leases, Settings, engine::Engine, intake::Intake, lanes::Lanes, pool::Pool, sweep::Signal};
+use crate::{Handler, Settings, engine::Engine, intake::Intake, lanes::Lanes, pool::Pool, sweep::Signal};
 use ::process::{HealthSettings, Stop};
 use anyhow::{Context as _, ensure};
 use domain::topology::Topology;
+use leases::Leases;
 use std::{
     process,
     sync::{Arc, Mutex, OnceLock},

@@ -1,8 +1,9 @@
 //! A process's share of the shards.
 
-use crate::{Handler, Leases, engine::Engine, lanes::Owned};
+use crate::{Handler, engine::Engine, lanes::Owned};
 use chrono::{DateTime, Utc};
 use domain::stream::{shard_queue, shard_resource};
+use leases::Leases;
 use std::{
     collections::{BTreeMap, BTreeSet},
     thread,

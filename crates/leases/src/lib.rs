@@ -1,4 +1,4 @@
-//! Sharing resources among the processes of a service.
+#![doc = include_str!("../README.md")]
 
 use std::{
     collections::BTreeSet,
@@ -12,9 +12,6 @@ use telemetry::{ClockSetBack, emit};
 use uuid::Uuid;
 
 /// The leases of one process on some of a service's resources, which all its processes share evenly.
-///
-/// A lease gives locality, not safety: a process that freezes may go on in the belief of holding it. What it does then is to
-/// be guarded where it takes effect.
 pub struct Leases {
     database: Database,
     service: String,
