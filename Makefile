@@ -51,13 +51,13 @@ build: ## Build the binaries (release)
 
 # The servers stay for the next run; a CI machine is left as it was.
 .PHONY: test
-test: ## Run every test, against the real servers
+test: ## Run every test, against the real servers, binaries side by side
 	@deploy/local/install build run test
 	@if [ -n "$$CI" ] && ! deploy/local/servers status >/dev/null; then trap 'deploy/local/servers down' EXIT; fi; \
 	set -e; run() { echo "$$*"; "$$@"; }; \
 	deploy/local/servers up; \
 	$(with_env) run cargo build --workspace --bins --locked; \
-	run cargo test --workspace --locked --no-fail-fast
+	run cargo xtask test --workspace --locked
 
 .PHONY: lint
 lint: ## Check formatting, lints, dependency directions, the schema and the scripts
