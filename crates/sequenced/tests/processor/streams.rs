@@ -10,8 +10,8 @@ use domain::{
 use sequenced::{Event, Handler};
 use serde::{Deserialize, Serialize};
 use std::{fmt, thread};
-use storage::{PgConnection, admin, stream_audit, streams};
-use test_support::eventually;
+use storage::{PgConnection, stream_audit, streams};
+use test_support::{eventually, sql};
 
 const SCAN: &str = "parcel_scan";
 
@@ -69,7 +69,7 @@ impl Handler for Scans {
 
     fn apply(&self, conn: &mut PgConnection, _: &str, done: &[(&Event, &())]) -> storage::Result<()> {
         for (Event { key, seq, .. }, ()) in done {
-            admin::execute(conn, &format!("INSERT INTO scan (parcel, seq) VALUES ('{key}', {seq})"))?;
+            sql::execute(conn, &format!("INSERT INTO scan (parcel, seq) VALUES ('{key}', {seq})"))?;
         }
         Ok(())
     }
