@@ -11,11 +11,7 @@ mod stage;
 use crate::context::Context;
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
-use command_line::{
-    Verbosity,
-    interrupt::{Interrupt, Interrupted},
-    servers::Connections,
-};
+use command_line::{Outcome, Verbosity, interrupt::Interrupt, servers::Connections};
 use std::{
     io::{self, Write as _},
     path::PathBuf,
@@ -55,13 +51,7 @@ enum Benchmark {
 
 /// The whole of the program: reads the arguments, measures, and exits.
 pub fn main() -> ! {
-    command_line::exit(match run(&Cli::parse()) {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("{PROGRAM}: {error:#}");
-            if error.is::<Interrupted>() { 130 } else { 2 }
-        }
-    })
+    command_line::exit(PROGRAM, run(&Cli::parse()).map(|()| Outcome::Done))
 }
 
 /// Measures, prints the table, and writes it with the JSON.

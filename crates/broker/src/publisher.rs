@@ -308,7 +308,7 @@ impl Live {
     /// At the deadline of a call that began then, gives up what isn't confirmed, if others' messages were, or if their
     /// destinations are known for it: the connection is good, and the window is for the others.
     fn give_up_silent(&mut self, progress: &Progress<'_>, link: &Link, started: Instant) {
-        let confirmed = progress.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Confirmed));
+        let confirmed = progress.statuses.iter().any(|status| matches!(status, Status::Confirmed));
         for lane in self.lanes.values_mut() {
             let silent = lane.unconfirmed.give_up(|sent| {
                 sent.call == progress.call && (confirmed || link.is_refused(&progress.envelopes[sent.index]))
@@ -412,20 +412,20 @@ impl Lane {
             for sent in self.unconfirmed.settle(payload.delivery_tag, payload.multiple) {
                 if sent.call == progress.call {
                     let envelope = &progress.envelopes[sent.index];
-                    let outcome = match sent.returned {
-                        Some((code, text)) => Outcome::Refused(Reason::Returned { code, text }),
+                    let status = match sent.returned {
+                        Some((code, text)) => Status::Refused(Reason::Returned { code, text }),
                         None if confirmed => {
                             link.accept(envelope);
-                            Outcome::Confirmed
+                            Status::Confirmed
                         }
                         None => {
                             let now = Instant::now();
                             link.refuse(envelope, now);
                             self.renew_at.get_or_insert(now + REFUSED_FOR_LONG);
-                            Outcome::Refused(Reason::Nacked)
+                            Status::Refused(Reason::Nacked)
                         }
                     };
-                    progress.settle(sent.index, outcome);
+                    progress.settle(sent.index, status);
                 }
             }
         }
@@ -436,7 +436,7 @@ impl Lane {
 struct Progress<'a> {
     call: u64,
     envelopes: &'a [Envelope],
-    outcomes: Vec<Outcome>,
+    statuses: Vec<Status>,
     /// How many are open.
     open: usize,
     /// The first that hasn't been sent on the present connection.
@@ -444,7 +444,7 @@ struct Progress<'a> {
 }
 
 #[derive(Clone)]
-enum Outcome {
+enum Status {
     Open,
     Confirmed,
     Refused(Reason),
@@ -453,10 +453,10 @@ enum Outcome {
 impl<'a> Progress<'a> {
     fn new(call: u64, envelopes: &'a [Envelope], largest_body: usize) -> Self {
         let mut progress =
-            Self { call, envelopes, outcomes: vec![Outcome::Open; envelopes.len()], open: envelopes.len(), next: 0 };
+            Self { call, envelopes, statuses: vec![Status::Open; envelopes.len()], open: envelopes.len(), next: 0 };
         for (index, envelope) in envelopes.iter().enumerate() {
             if let Err(why) = validate(envelope, largest_body) {
-                progress.settle(index, Outcome::Refused(Reason::Invalid(why)));
+                progress.settle(index, Status::Refused(Reason::Invalid(why)));
             }
         }
         progress
@@ -467,16 +467,16 @@ impl<'a> Progress<'a> {
     }
 
     fn is_open(&self, index: usize) -> bool {
-        matches!(self.outcomes[index], Outcome::Open)
+        matches!(self.statuses[index], Status::Open)
     }
 
     /// The next message to be sent.
     fn next_open(&self) -> Option<usize> {
-        (self.next..self.outcomes.len()).find(|&index| self.is_open(index))
+        (self.next..self.statuses.len()).find(|&index| self.is_open(index))
     }
 
-    fn settle(&mut self, index: usize, outcome: Outcome) {
-        self.outcomes[index] = outcome;
+    fn settle(&mut self, index: usize, status: Status) {
+        self.statuses[index] = status;
         self.open -= 1;
     }
 
@@ -490,26 +490,26 @@ impl<'a> Progress<'a> {
         let before = self.open;
         for (index, envelope) in self.envelopes.iter().enumerate() {
             if self.is_open(index) && envelope.exchange == exchange {
-                self.settle(index, Outcome::Refused(Reason::Returned { code: *code, text: text.clone() }));
+                self.settle(index, Status::Refused(Reason::Returned { code: *code, text: text.clone() }));
             }
         }
         self.open < before
     }
 
     fn unavailable(&self, source: Error) -> PublishError {
-        let unconfirmed = self.outcomes.iter().enumerate();
-        let unconfirmed = unconfirmed.filter(|(_, outcome)| !matches!(outcome, Outcome::Confirmed));
+        let unconfirmed = self.statuses.iter().enumerate();
+        let unconfirmed = unconfirmed.filter(|(_, status)| !matches!(status, Status::Confirmed));
         PublishError::Unavailable { unconfirmed: unconfirmed.map(|(index, _)| index).collect(), source }
     }
 
     fn into_result(self) -> Result<(), PublishError> {
         let refused: Vec<_> = self
-            .outcomes
+            .statuses
             .into_iter()
             .enumerate()
-            .filter_map(|(index, outcome)| match outcome {
-                Outcome::Refused(reason) => Some((index, reason)),
-                Outcome::Confirmed | Outcome::Open => None,
+            .filter_map(|(index, status)| match status {
+                Status::Refused(reason) => Some((index, reason)),
+                Status::Confirmed | Status::Open => None,
             })
             .collect();
         if refused.is_empty() { Ok(()) } else { Err(PublishError::Refused { refused }) }

@@ -5,6 +5,7 @@ pub mod progress;
 pub mod servers;
 
 use clap::{ArgAction, Args};
+use interrupt::Interrupted;
 
 /// How much a tool logs.
 #[derive(Args)]
@@ -36,8 +37,42 @@ impl Verbosity {
     }
 }
 
+/// How a command ended that could do its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Done,
+    /// Something was found wrong, or not all was done.
+    Incomplete,
+    /// Stopped by a signal.
+    Interrupted,
+}
+
+impl Outcome {
+    fn status(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::Incomplete => 1,
+            // 128 and the number of SIGINT, as shells have it.
+            Self::Interrupted => 130,
+        }
+    }
+}
+
 /// Ends the process at once, rather than by returning: on the way out of a process the TLS library below libpq tears itself
 /// down, and a thread of the connection pool that is just connecting crashes over that.
-pub fn exit(status: i32) -> ! {
+pub fn end(status: i32) -> ! {
     signal_hook::low_level::exit(status)
+}
+
+/// [Ends](end) the process with the exit status of what a command came to; says first why it couldn't do its work.
+pub fn exit(program: &str, result: anyhow::Result<Outcome>) -> ! {
+    let status = match result {
+        Ok(outcome) => outcome.status(),
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            if error.is::<Interrupted>() { Outcome::Interrupted.status() } else { 2 }
+        }
+    };
+    end(status)
 }

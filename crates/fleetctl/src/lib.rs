@@ -18,9 +18,9 @@ mod user;
 mod verify;
 
 use crate::context::Context;
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand};
-use command_line::{Verbosity, interrupt, progress, servers::Connections};
+use command_line::{Outcome, Verbosity, interrupt, progress, servers::Connections};
 use std::io::{self, Write};
 
 /// The operator's tool of the murmuration fleet.
@@ -73,28 +73,6 @@ enum Command {
     Log(log::Command),
 }
 
-/// How a command ended that could do its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// All is well.
-    Done,
-    /// Something was found wrong, or not all was done.
-    Incomplete,
-    /// Stopped by a signal.
-    Interrupted,
-}
-
-impl Outcome {
-    fn status(self) -> i32 {
-        match self {
-            Self::Done => 0,
-            Self::Incomplete => 1,
-            // 128 and the number of SIGINT, as shells have it.
-            Self::Interrupted => 130,
-        }
-    }
-}
-
 /// The whole of the program: reads the arguments, does what they say, and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
@@ -103,16 +81,9 @@ pub fn main() -> ! {
         out.flush().context("can't write the output")?;
         Ok(outcome)
     });
-    let status = match result {
-        Ok(outcome) => outcome.status(),
-        Err(error) => {
-            // What was written before it went wrong; that it did is being told.
-            let _ = out.flush();
-            eprintln!("fleetctl: {}", output::visible_lines(&format!("{error:#}")));
-            2
-        }
-    };
-    command_line::exit(status)
+    // What was written before it went wrong; that it did is being told.
+    let _ = out.flush();
+    command_line::exit("fleetctl", result.map_err(|error| anyhow!(output::visible_lines(&format!("{error:#}")))))
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {

@@ -126,7 +126,7 @@ pub(crate) fn apply(
     }
     let before = before.filter(|before| before.effects > 0);
     if idempotent && before.is_some_and(|before| change.processed_at <= before.processed_at) {
-        note(conn, consumer_id, change, Outcome::Repeated)?;
+        note(conn, consumer_id, change, Treatment::Repeated)?;
         return Ok(Applied::Repeated);
     }
     let value = before.map_or(0, |before| before.value) + change.value_change;
@@ -142,13 +142,13 @@ pub(crate) fn apply(
             user_balance::effects.eq(user_balance::effects + 1),
         ))
         .execute(conn)?;
-    insert(conn, consumer_id, change, Outcome::Applied, errors)?;
+    insert(conn, consumer_id, change, Treatment::Applied, errors)?;
     Ok(Applied::Changed(errors))
 }
 
 /// What a consumer did with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Treatment {
     /// It took effect.
     Applied,
     /// It had taken effect before.
@@ -159,7 +159,7 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-impl Outcome {
+impl Treatment {
     fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",
@@ -171,18 +171,24 @@ impl Outcome {
 }
 
 /// Notes that a consumer had a message in hand that didn't take effect.
-pub(crate) fn note(conn: &mut PgConnection, consumer_id: i32, change: &Change, outcome: Outcome) -> Result<()> {
-    insert(conn, consumer_id, change, outcome, Errors::default())
+pub(crate) fn note(conn: &mut PgConnection, consumer_id: i32, change: &Change, treatment: Treatment) -> Result<()> {
+    insert(conn, consumer_id, change, treatment, Errors::default())
 }
 
-fn insert(conn: &mut PgConnection, consumer_id: i32, change: &Change, outcome: Outcome, errors: Errors) -> Result<()> {
+fn insert(
+    conn: &mut PgConnection,
+    consumer_id: i32,
+    change: &Change,
+    treatment: Treatment,
+    errors: Errors,
+) -> Result<()> {
     diesel::insert_into(balance_delivery::table)
         .values((
             balance_delivery::consumer_id.eq(consumer_id),
             balance_delivery::user_id.eq(change.user_id),
             balance_delivery::processed_at.eq(change.processed_at),
             balance_delivery::version.eq(change.version),
-            balance_delivery::outcome.eq(outcome.as_str()),
+            balance_delivery::outcome.eq(treatment.as_str()),
             balance_delivery::order_error.eq(errors.order),
             balance_delivery::value_error.eq(errors.value),
             balance_delivery::consumer_error.eq(errors.consumer),

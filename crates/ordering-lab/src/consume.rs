@@ -1,7 +1,7 @@
 //! One consumer, as a process.
 
 use crate::{
-    balances::{self, Applied, Balance, Change, Outcome},
+    balances::{self, Applied, Balance, Change, Treatment},
     context::Settings,
     experiments::Experiment,
     load::{Fault, Message},
@@ -173,7 +173,7 @@ impl Consume {
             let message: Message = serde_json::from_slice(&delivery.body).context("a message isn't the lab's")?;
             let change = Change::from(&message);
             if self.strategy == Strategy::MessageVersion && !self.is_its_turn(database, &change)? {
-                self.note(database, &change, Outcome::TurnedAway)?;
+                self.note(database, &change, Treatment::TurnedAway)?;
                 consumer.give_back([delivery]);
                 continue;
             }
@@ -181,7 +181,7 @@ impl Consume {
             let fault = Fault::asked_for(&delivery.headers).filter(|_| !self.ignore_faults);
             match fault {
                 Some(Fault::Fail) => {
-                    self.note(database, &change, Outcome::Failed)?;
+                    self.note(database, &change, Treatment::Failed)?;
                     end(FAILED);
                 }
                 Some(Fault::Hang) => {
@@ -208,8 +208,8 @@ impl Consume {
         balances::apply(conn, number(self.consumer_id), change, self.idempotent, |_| foreign)
     }
 
-    fn note(&self, database: &Database, change: &Change, outcome: Outcome) -> anyhow::Result<()> {
-        Ok(database.transaction(|conn| balances::note(conn, number(self.consumer_id), change, outcome))?)
+    fn note(&self, database: &Database, change: &Change, treatment: Treatment) -> anyhow::Result<()> {
+        Ok(database.transaction(|conn| balances::note(conn, number(self.consumer_id), change, treatment))?)
     }
 
     /// Whether the consumers before have all come to messages of this version: then, as their queues are in order, they
@@ -273,7 +273,7 @@ impl Consume {
 /// Ends the process without a word to the broker.
 fn end(status: i32) -> ! {
     telemetry::flush();
-    command_line::exit(status)
+    command_line::end(status)
 }
 
 /// The fleet's loop, with a balance as the effect.

@@ -17,12 +17,7 @@ mod work;
 use crate::{context::Settings, experiments::Experiment};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum as _};
-use command_line::{
-    Verbosity,
-    interrupt::{self, Interrupted},
-    progress,
-    servers::Connections,
-};
+use command_line::{Outcome, Verbosity, interrupt, progress, servers::Connections};
 use std::io::{self, Write};
 
 /// The program's name, and that of its consumers of a sequenced stream.
@@ -63,12 +58,6 @@ enum Command {
     Clean,
 }
 
-/// How a command ended that could do its work.
-enum Outcome {
-    Done,
-    NotAsExpected,
-}
-
 /// The whole of the program: reads the arguments, does what they say, and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
@@ -77,16 +66,8 @@ pub fn main() -> ! {
         out.flush().context("can't write the output")?;
         Ok(outcome)
     });
-    let status = match result {
-        Ok(Outcome::Done) => 0,
-        Ok(Outcome::NotAsExpected) => 1,
-        Err(error) => {
-            let _ = out.flush();
-            eprintln!("{SERVICE}: {error:#}");
-            if error.is::<Interrupted>() { 130 } else { 2 }
-        }
-    };
-    command_line::exit(status)
+    let _ = out.flush();
+    command_line::exit(SERVICE, result)
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {

@@ -148,7 +148,7 @@ impl Run {
         write(&options.out, "results.json", &json, out)?;
         write(&options.out, "errors.svg", &chart::svg(&reports), out)?;
         let wrong = reports.iter().any(|report| matches!(report.verdict, Verdict::NotAsExpected(_)));
-        Ok(if wrong { Outcome::NotAsExpected } else { Outcome::Done })
+        Ok(if wrong { Outcome::Incomplete } else { Outcome::Done })
     }
 }
 

@@ -79,7 +79,7 @@ struct Slice {
 
 /// What became of a slice.
 #[derive(Debug, PartialEq, Eq)]
-struct Outcome {
+struct SliceResult {
     partition: i32,
     /// How many of its rows are done with.
     done: usize,
@@ -96,7 +96,7 @@ enum Attempt {
     /// There's something to take or to publish, and the database may be one that doesn't know this relay.
     Register,
     Made {
-        outcomes: Vec<Outcome>,
+        outcomes: Vec<SliceResult>,
         /// When the oldest of the published messages was accepted.
         oldest: Option<DateTime<Utc>>,
         broker_away: bool,
@@ -292,8 +292,8 @@ impl LogRelay {
     }
 
     /// Notes which partitions take messages. Where one doesn't, its stream or binding may have been deleted.
-    fn note(&mut self, outcomes: Vec<Outcome>) {
-        for Outcome { partition, published, failure, .. } in outcomes {
+    fn note(&mut self, outcomes: Vec<SliceResult>) {
+        for SliceResult { partition, published, failure, .. } in outcomes {
             if let Some(failure) = failure {
                 self.leave_alone(partition, &failure, false);
                 self.declared = false;
@@ -329,8 +329,8 @@ impl LogRelay {
 }
 
 /// Whether messages weren't confirmed because of their partitions alone: others were, all of them.
-fn is_partitions_own(cause: &broker::Error, outcomes: &[Outcome]) -> bool {
-    let is_through = |outcome: &Outcome| outcome.failure.is_none() && !outcome.published.is_empty();
+fn is_partitions_own(cause: &broker::Error, outcomes: &[SliceResult]) -> bool {
+    let is_through = |outcome: &SliceResult| outcome.failure.is_none() && !outcome.published.is_empty();
     matches!(cause, broker::Error::TimedOut { .. }) && outcomes.iter().any(is_through)
 }
 
@@ -352,7 +352,7 @@ impl Slice {
 
     /// What became of it, if these of the published messages failed: ascending, each with why, where the broker has refused it.
     /// What is behind a message that failed is published again after it, so it counts as failed too.
-    fn outcome(&self, failures: &[(usize, Option<Reason>)]) -> Outcome {
+    fn outcome(&self, failures: &[(usize, Option<Reason>)]) -> SliceResult {
         let Range { start, end } = self.envelopes;
         let first = failures.iter().find(|(at, _)| self.envelopes.contains(at));
         let published = start..first.map_or(end, |(at, _)| *at);
@@ -360,7 +360,12 @@ impl Slice {
             Some(reason) => reason.to_string(),
             None => "the broker doesn't confirm its messages".into(),
         };
-        Outcome { partition: self.partition, done: self.passed + published.len(), published, failure: first.map(why) }
+        SliceResult {
+            partition: self.partition,
+            done: self.passed + published.len(),
+            published,
+            failure: first.map(why),
+        }
     }
 }
 
@@ -414,7 +419,7 @@ mod tests {
     fn what_is_behind_a_failure_counts_as_failed() {
         let (slice, _) = slice(&[false, true, true, true], 10);
         let outcome = |failures: &[(usize, Option<Reason>)]| {
-            let Outcome { done, published, failure, .. } = slice.outcome(failures);
+            let SliceResult { done, published, failure, .. } = slice.outcome(failures);
             (done, published, failure)
         };
         let nacked = || Some(Reason::Nacked);
@@ -428,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_to_blame_where_another_one_was_confirmed_in_the_same_time() {
-        let outcome = |published, failed: bool| Outcome {
+        let outcome = |published, failed: bool| SliceResult {
             partition: 0,
             done: 0,
             published: 0..published,
