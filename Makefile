@@ -60,11 +60,12 @@ test: ## Run every test, against the real servers, binaries side by side
 	run cargo xtask test --workspace --locked
 
 .PHONY: lint
-lint: ## Check formatting, lints, dependency directions, the schema and the scripts
+lint: ## Check formatting, lints, dependencies, the schema and the scripts
 	@deploy/local/install build lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	deploy/local/dependency-check
+	cargo xtask dependencies
+	@if command -v cargo-audit >/dev/null; then echo cargo audit; cargo audit; fi
 	shellcheck -x $$(grep -rlE '^#!.*[ /](ba)?sh$$' .ci deploy)
 	@if [ -x deploy/local/schema-check ]; then echo deploy/local/schema-check; deploy/local/schema-check; fi
 
