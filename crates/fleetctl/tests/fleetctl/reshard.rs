@@ -462,5 +462,5 @@ fn shards_are_shown_with_holder_and_lag() {
     let shard = &report["shards"][9];
     assert_eq!((&shard["drainOnly"], &shard["runOut"], &shard["messages"]), (&json!(true), &json!(true), &Value::Null));
     assert!(report["queuesOutOfSight"].is_string());
-    assert!(complaint(stage.fleetctl(&["shards", "show", "nothing"]), 2).contains("unknown stream"));
+    assert!(complaint(stage.fleetctl(&["shards", "show", "--stream", "nothing"]), 2).contains("unknown stream"));
 }
