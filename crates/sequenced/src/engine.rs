@@ -1,11 +1,9 @@
-//! What the threads of a process share, and what follows from a change of the lanes.
+//! What is in hand, and what follows when that changes: events go to the pool and to the recorder.
 
 use crate::{
-    Handler,
     lanes::{Actions, Lanes, Task},
+    outcome::Outcome,
     pool::Pool,
-    recorder::Outcome,
-    sweep::Signal,
 };
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
@@ -13,30 +11,36 @@ use crossbeam_channel::Sender;
 use domain::Failure;
 use process::Stop;
 use std::{
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use storage::{
     Database,
     streams::{self, State},
 };
 
-/// What they share.
-pub(crate) struct Engine<H: Handler> {
+/// The lanes, which the threads of a process share.
+#[derive(Clone)]
+pub(crate) struct SharedLanes(Arc<Mutex<Lanes>>);
+
+impl SharedLanes {
+    pub(crate) fn new(lanes: Lanes) -> Self {
+        Self(Arc::new(Mutex::new(lanes)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Lanes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the threads that take keys in hand have in common.
+pub(crate) struct Engine<D> {
     pub(crate) stream: &'static str,
-    /// This process's name, in leases and in what it applies.
-    pub(crate) holder: String,
-    pub(crate) handler: H,
     pub(crate) database: Database,
-    /// How long a lease runs.
-    pub(crate) ttl: Duration,
-    pub(crate) worker: worker::Settings,
-    pub(crate) lanes: Mutex<Lanes>,
-    pub(crate) pool: OnceLock<Pool<Task>>,
+    pub(crate) lanes: SharedLanes,
+    pub(crate) pool: Pool<Task>,
     /// To the recorder.
-    pub(crate) outcomes: Sender<Outcome<H::Done>>,
-    /// Given when the sweep has something to do before its time.
-    pub(crate) sweep: Signal,
+    pub(crate) outcomes: Sender<Outcome<D>>,
     pub(crate) stop: Stop,
 }
 
@@ -67,16 +71,11 @@ impl From<&State> for Woken {
     }
 }
 
-impl<H: Handler> Engine<H> {
-    pub(crate) fn lanes(&self) -> MutexGuard<'_, Lanes> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn act(&self, actions: Actions) {
-        let Actions { start, begin, park, reload } = actions;
-        if let Some(pool) = self.pool.get() {
-            pool.submit(start);
-        }
+impl<D> Engine<D> {
+    /// Changes the lanes, and does what follows from that.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Lanes) -> Actions) {
+        let Actions { start, begin, park, reload } = change(&mut self.lanes.lock());
+        self.pool.submit(start);
         begin.into_iter().for_each(|task| self.report(Outcome::Begin(task)));
         reload.into_iter().for_each(|key| self.report(Outcome::Reload(key)));
         for task in park {
@@ -85,31 +84,14 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    pub(crate) fn report(&self, outcome: Outcome<H::Done>) {
+    fn report(&self, outcome: Outcome<D>) {
         // The recorder outlives everybody who reports; if it has died of a bug, the process ends.
         let _ = self.outcomes.send(outcome);
     }
 
-    /// Works on an event, on a thread of the pool.
-    pub(crate) fn work(&self, task: Task) {
-        if !self.lanes().start(&task, Instant::now()) {
-            if task.on_record {
-                self.report(Outcome::Dropped(task));
-            }
-            return;
-        }
-        let worked = process::catch(|| self.handler.work(&task.event))
-            .unwrap_or_else(|panic| Err(Failure::Transient(anyhow!("its handler {panic}"))));
-        self.lanes().worked(&task);
-        self.report(match worked {
-            Ok(done) => Outcome::Done(task, done),
-            Err(failure) => Outcome::Failed(task, failure),
-        });
-    }
-
-    /// Takes keys in hand that have no lane yet, and answers how they stand.
+    /// Takes keys in hand that have no lane yet, and returns how they stand.
     pub(crate) fn wake<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> storage::Result<Vec<Woken>> {
-        let reserved = self.lanes().reserve(keys);
+        let reserved = self.lanes.lock().reserve(keys);
         if reserved.is_empty() {
             return Ok(Vec::new());
         }
@@ -117,12 +99,11 @@ impl<H: Handler> Engine<H> {
         match self.database.transaction(|conn| streams::load(conn, self.stream, &names)) {
             Ok(states) => {
                 let woken = states.iter().map(Woken::from).collect();
-                let actions = self.lanes().loaded(states);
-                self.act(actions);
+                self.change(|lanes| lanes.loaded(states));
                 Ok(woken)
             }
             Err(error) => {
-                self.lanes().forget(&reserved);
+                self.lanes.lock().forget(&reserved);
                 Err(error)
             }
         }

@@ -11,7 +11,7 @@ use worker::{BatchHandler, Item, Outgoing, Received, Step};
 
 /// Takes messages in: each says that its key has an event, and has done its work when the key has a lane, or needs none.
 pub(crate) struct Intake<H: Handler> {
-    pub(crate) engine: Arc<Engine<H>>,
+    pub(crate) engine: Arc<Engine<H::Done>>,
 }
 
 impl<H: Handler> BatchHandler for Intake<H> {

@@ -1,14 +1,27 @@
 //! A service on a sequenced stream: its threads.
 
-use crate::{Handler, Settings, engine::Engine, intake::Intake, lanes::Lanes, pool::Pool, sweep::Signal};
+use crate::{
+    Handler, Settings,
+    engine::{Engine, SharedLanes},
+    intake::Intake,
+    lanes::Lanes,
+    pool::Pool,
+    recorder::Recorder,
+    shares::{Shards, Sharer},
+    signal::Signal,
+    sweep::Sweep,
+    time_limit::TimeLimit,
+    work::Work,
+};
 use ::process::{HealthSettings, Stop};
 use anyhow::{Context as _, ensure};
 use domain::topology::Topology;
 use leases::Leases;
 use std::{
     process,
-    sync::{Arc, Mutex, OnceLock},
+    sync::Arc,
     thread::{self, Scope, ScopedJoinHandle},
+    time::Duration,
 };
 use storage::{Database, attempts::Ledger, streams};
 use worker::{Consuming, Queues, Worker};
@@ -53,56 +66,73 @@ impl<H: Handler> Processor<H> {
         self.consuming.check().with_context(|| format!("settings of {}", self.service))?;
         ensure!(self.lanes > 0, "lanes must be above 0");
         let leases = Leases::new(self.leases.clone(), self.service, self.settings.ttl());
+        let holder = leases.holder().to_owned();
         let (outcomes, recorded) = crossbeam_channel::unbounded();
         let attempts = u32::try_from(self.worker.retry_delays_ms.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let (handler, sweep) = (Arc::new(self.handler), Arc::<Signal>::default());
+        let lanes = SharedLanes::new(Lanes::new(self.lanes, attempts));
+        let work = Work { handler: handler.clone(), lanes: lanes.clone(), outcomes: outcomes.clone() };
         let engine = Arc::new(Engine {
             stream: self.stream,
-            holder: leases.holder().into(),
-            handler: self.handler,
             database: self.database.clone(),
-            ttl: self.settings.ttl(),
-            worker: self.worker.clone(),
-            lanes: Mutex::new(Lanes::new(self.lanes, attempts)),
-            pool: OnceLock::new(),
+            lanes,
+            pool: Pool::new(self.lanes, move |task| work.on(task)),
             outcomes,
-            sweep: Signal::default(),
             stop,
         });
-        let work = Arc::downgrade(&engine);
-        let pool = Pool::new(self.lanes, move |task| {
-            if let Some(engine) = work.upgrade() {
-                engine.work(task);
-            }
-        });
-        engine.pool.set(pool).unwrap_or_else(|_| unreachable!("it's set here only"));
 
         let (database, stream) = (self.database.clone(), self.stream);
         let queues = Queues::declared_by(move || {
             let layout = streams::layout(&mut *database.connection()?, stream)?;
             Ok(Topology::stream(stream, layout.queues))
         });
+        let recorder = Recorder {
+            engine: engine.clone(),
+            handler,
+            holder,
+            ttl: self.settings.ttl(),
+            settings: self.worker.clone(),
+            outcomes: recorded,
+            sweep: sweep.clone(),
+        };
+        let time_limit = TimeLimit { engine: engine.clone(), settings: self.worker.clone() };
+        let delays = self.worker.retry_delays_ms.iter().chain([&self.worker.unavailable_backoff_max_ms]);
+        let sweeper = Sweep {
+            engine: engine.clone(),
+            ttl: self.settings.ttl(),
+            longest_wait: Duration::from_millis(delays.copied().max().unwrap_or(0)),
+            signal: sweep.clone(),
+        };
+        let sharer = Sharer {
+            engine: engine.clone(),
+            leases,
+            database: self.leases.clone(),
+            queues: queues.clone(),
+            settings: self.worker.clone(),
+            sweep: sweep.clone(),
+            shards: Shards::default(),
+        };
         let finished = Stop::new();
         thread::scope(|scope| {
-            spawn(scope, "recorder", || engine.record(&recorded, &finished))?;
-            spawn(scope, "time-limit", || engine.guard(&finished))?;
-            spawn(scope, "sweep", || engine.sweep(self.settings.sweep()))?;
-            let sharer = spawn(scope, "leases", || engine.share(leases, &self.leases, &queues, self.settings.renew()))?;
+            spawn(scope, "recorder", || recorder.run(&finished))?;
+            spawn(scope, "time-limit", || time_limit.run(&finished))?;
+            spawn(scope, "sweep", || sweeper.run(self.settings.sweep()))?;
+            let sharer = spawn(scope, "leases", || sharer.run(self.settings.renew()))?;
 
-            let intake = || Intake { engine: engine.clone() };
             let consumed = Worker {
                 service: self.service,
-                queues: queues.clone(),
+                queues,
                 settings: self.worker.clone(),
                 consuming: self.consuming.clone(),
                 health: self.health.clone(),
                 broker: self.broker.clone(),
                 ledger: Arc::new(Ledger::new(self.database.clone())),
                 database: self.database.probe(),
-                handler: intake,
+                handler: || Intake::<H> { engine: engine.clone() },
             }
             .run_until(engine.stop.clone());
             engine.stop.request();
-            engine.sweep.give();
+            sweep.give();
             // It ends when everything that was in hand is recorded; a panic of it ends the process.
             let _ = sharer.join();
             finished.request();

@@ -5,6 +5,8 @@ use crate::{
     engine::{Engine, age},
     handler::apply,
     lanes::Task,
+    outcome::{Course, Outcome},
+    signal::Signal,
 };
 use anyhow::anyhow;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -28,40 +30,6 @@ const LOCK_WAIT: Duration = Duration::from_millis(250);
 
 /// How long to wait for an outcome before looking whether all is finished.
 const IDLE: Duration = Duration::from_millis(100);
-
-/// What is to be recorded.
-pub(crate) enum Outcome<D> {
-    /// An attempt begins that may kill the process.
-    Begin(Task),
-    /// The work is done.
-    Done(Task, D),
-    /// The work has failed.
-    Failed(Task, Failure),
-    /// The task isn't to be done here any more.
-    Dropped(Task),
-    /// The key is to be loaded again.
-    Reload(Arc<str>),
-}
-
-/// How long to wait before the next attempt, if there is one.
-pub(crate) enum Course {
-    /// An attempt has failed.
-    Retry(Duration),
-    /// It was the last, or none would mend it.
-    Park,
-    /// None was made: something is away that every event needs.
-    Wait(Duration),
-}
-
-impl Course {
-    /// How long the event waits; `None` where its key is parked.
-    pub(crate) fn delay(&self) -> Option<Duration> {
-        match self {
-            Self::Retry(delay) | Self::Wait(delay) => Some(*delay),
-            Self::Park => None,
-        }
-    }
-}
 
 /// A failed event, and what follows.
 struct FailedTask {
@@ -224,9 +192,25 @@ fn is_busy(error: &storage::Error) -> bool {
     matches!(error, Locked(_) | TooSlow(_) | Contention(_))
 }
 
-impl<H: Handler> Engine<H> {
+/// Commits what the lanes have done.
+pub(crate) struct Recorder<H: Handler> {
+    pub(crate) engine: Arc<Engine<H::Done>>,
+    pub(crate) handler: Arc<H>,
+    /// This process's name, in what it applies.
+    pub(crate) holder: String,
+    /// How long a lease runs.
+    pub(crate) ttl: Duration,
+    pub(crate) settings: worker::Settings,
+    /// What is reported.
+    pub(crate) outcomes: Receiver<Outcome<H::Done>>,
+    /// Given when there's room for what the sweep was turned away with.
+    pub(crate) sweep: Arc<Signal>,
+}
+
+impl<H: Handler> Recorder<H> {
     /// Records what is reported, many at a time, until all is finished.
-    pub(crate) fn record(&self, outcomes: &Receiver<Outcome<H::Done>>, finished: &Stop) {
+    pub(crate) fn run(self, finished: &Stop) {
+        let outcomes = &self.outcomes;
         let (mut put_off, mut said) = (Vec::<PutOff<H::Done>>::new(), None);
         loop {
             let due = put_off.iter().map(|put_off| put_off.due).min();
@@ -257,12 +241,10 @@ impl<H: Handler> Engine<H> {
 
     /// Leaves to others what is theirs by now: a shard isn't kept for a row that somebody holds.
     fn let_go(&self, batch: &mut Batch<H::Done>) {
-        let actions = {
-            let mut lanes = self.lanes();
+        self.engine.change(|lanes| {
             let lost = batch.take_lost(|task| lanes.is_own(task));
             lanes.failed(&lost)
-        };
-        self.act(actions);
+        });
     }
 
     /// Tells that something waits.
@@ -275,28 +257,23 @@ impl<H: Handler> Engine<H> {
         if say {
             *said = Some(Instant::now());
         }
-        emit(EventsPutOff { stream: self.stream, events: batch.len() as u64, key: &first.event.key, waited, say });
+        emit(EventsPutOff {
+            stream: self.engine.stream,
+            events: batch.len() as u64,
+            key: &first.event.key,
+            waited,
+            say,
+        });
     }
 
-    /// What is to be done about the failure of an event at which `attempts` have failed so far.
-    pub(crate) fn course(&self, attempts: u32, failure: &Failure) -> Course {
-        let delays = self.worker.retry_delays();
-        match failure {
-            Failure::Unavailable(_) | Failure::Busy(_) => {
-                Course::Wait(Duration::from_millis(self.worker.unavailable_backoff_max_ms))
-            }
-            Failure::Permanent(_) => Course::Park,
-            Failure::Transient(_) => match usize::try_from(attempts).ok().and_then(|index| delays.get(index)) {
-                Some(delay) => Course::Retry(*delay),
-                None => Course::Park,
-            },
-        }
+    fn course(&self, attempts: u32, failure: &Failure) -> Course {
+        Course::of(failure, attempts, &self.settings)
     }
 
     /// Commits a batch, waiting for the database where it must; events whose effects are refused come one by one, so that
     /// each fails for itself. Returns what can't be recorded just now.
     fn settle(&self, mut work: PutOff<H::Done>) -> Vec<PutOff<H::Done>> {
-        let (mut away, mut put_off) = (self.worker.backoff(), Vec::new());
+        let (mut away, mut put_off) = (self.settings.backoff(), Vec::new());
         loop {
             let began = Instant::now();
             let batch = &mut work.batch;
@@ -358,35 +335,36 @@ impl<H: Handler> Engine<H> {
     /// go on.
     fn commit(&self, batch: &Batch<H::Done>) -> Result<(Changes, Vec<State>), Refused> {
         let (began, mut panic) = (Instant::now(), None);
+        let Engine { stream, database, .. } = &*self.engine;
         let done: Vec<_> = batch.done.iter().map(|(task, done)| (&task.event, done)).collect();
         let keys: Vec<&str> = {
-            let lanes = self.lanes();
+            let lanes = self.engine.lanes.lock();
             let more = batch.done.iter().filter(|(task, _)| lanes.expects_more(task)).map(|(task, _)| &*task.event.key);
             more.chain(batch.reload.iter().map(|key| &**key)).collect()
         };
         // A process that freezes in here is soon taken for dead, and its successor needs the rows.
-        let committed = self.database.transaction_unheld(self.ttl, LOCK_WAIT, |conn| {
+        let committed = database.transaction_unheld(self.ttl, LOCK_WAIT, |conn| {
             let mut changes = Changes::default();
             if !batch.begin.is_empty() {
                 let attempts: Vec<Attempt<'_>> = batch.begin.iter().map(|task| task.event.attempt()).collect();
-                changes.begin = streams::begin(conn, self.stream, &attempts)?;
+                changes.begin = streams::begin(conn, stream, &attempts)?;
             }
             if !batch.dropped.is_empty() {
                 let attempts: Vec<Attempt<'_>> = batch.dropped.iter().map(Task::attempt).collect();
-                changes.dropped = streams::take_back(conn, self.stream, &attempts)?;
+                changes.dropped = streams::take_back(conn, stream, &attempts)?;
             }
             if !batch.failed.is_empty() {
                 let failed: Vec<Failed<'_>> = batch.failed.iter().map(FailedTask::row).collect();
-                changes.failed = streams::fail(conn, self.stream, &failed)?;
+                changes.failed = streams::fail(conn, stream, &failed)?;
             }
             if !done.is_empty() {
-                let applied = process::catch(|| apply(conn, self.stream, &self.holder, &self.handler, &done));
+                let applied = process::catch(|| apply(conn, stream, &self.holder, &*self.handler, &done));
                 changes.done = applied.unwrap_or_else(|panicked| {
                     panic = Some(panicked);
                     Err(storage::Error::Conflict("the handler panicked"))
                 })?;
             }
-            let states = if keys.is_empty() { Vec::new() } else { streams::load(conn, self.stream, &keys)? };
+            let states = if keys.is_empty() { Vec::new() } else { streams::load(conn, stream, &keys)? };
             Ok((changes, states))
         });
         let (changes, states) = committed.map_err(|error| Refused { error, panic })?;
@@ -394,7 +372,7 @@ impl<H: Handler> Engine<H> {
             let became = |which| changes.done.iter().filter(|change| **change == which).count() as u64;
             let oldest = done.iter().map(|(event, _)| event.generated_at).min();
             emit(EventsApplied {
-                stream: self.stream,
+                stream,
                 events: became(Change::Made),
                 late: became(Change::Late),
                 duration: began.elapsed(),
@@ -411,7 +389,7 @@ impl<H: Handler> Engine<H> {
         let late = take(&mut batch.begin, &known, Change::Late);
         let mut states: BTreeMap<String, State> = states.into_iter().map(|state| (state.key.clone(), state)).collect();
         for failed in &batch.failed {
-            failed.emit(self.stream);
+            failed.emit(self.engine.stream);
         }
         let (mut applied, mut finished) = (Vec::new(), Vec::new());
         for (task, _) in batch.done {
@@ -422,8 +400,7 @@ impl<H: Handler> Engine<H> {
         }
         let ended: Vec<_> =
             batch.failed.into_iter().map(|failed| failed.task).chain(batch.dropped).chain(late).collect();
-        let actions = {
-            let mut lanes = self.lanes();
+        self.engine.change(|lanes| {
             let mut actions = lanes.applied(applied);
             actions.append(lanes.finished(finished));
             actions.append(lanes.failed(&ended));
@@ -433,7 +410,6 @@ impl<H: Handler> Engine<H> {
                 self.sweep.give();
             }
             actions
-        };
-        self.act(actions);
+        });
     }
 }

@@ -1,11 +1,12 @@
 //! A process's share of the shards.
 
-use crate::{Handler, engine::Engine, lanes::Owned};
+use crate::{engine::Engine, lanes::Owned, signal::Signal};
 use chrono::{DateTime, Utc};
 use domain::stream::{shard_queue, shard_resource};
 use leases::Leases;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -19,9 +20,23 @@ use worker::Queues;
 /// How often a stopping process looks whether shards can be handed over.
 const HANDOVER: Duration = Duration::from_millis(20);
 
+/// Keeps this process's share of the shards.
+pub(crate) struct Sharer<D> {
+    pub(crate) engine: Arc<Engine<D>>,
+    pub(crate) leases: Leases,
+    /// For what the leases need.
+    pub(crate) database: Database,
+    /// To be those of the shards that it has.
+    pub(crate) queues: Queues,
+    pub(crate) settings: worker::Settings,
+    /// Given when there are other shards to be swept.
+    pub(crate) sweep: Arc<Signal>,
+    pub(crate) shards: Shards,
+}
+
 /// What is known of the shards.
 #[derive(Default)]
-struct Shards {
+pub(crate) struct Shards {
     layout: Option<Layout>,
     until: Option<Instant>,
     /// When shards were taken from processes that had likely died.
@@ -32,14 +47,12 @@ struct Shards {
     consumed: Vec<String>,
 }
 
-impl<H: Handler> Engine<H> {
-    /// Keeps this process's share of the shards, until it's time to stop; then hands them over one by one, as soon as
-    /// their events are through.
-    pub(crate) fn share(&self, mut leases: Leases, database: &Database, queues: &Queues, interval: Duration) {
-        let mut shards = Shards::default();
-        let mut away = self.worker.backoff();
-        while !self.stop.is_requested() {
-            match self.share_once(&mut leases, &mut shards, database, queues) {
+impl<D> Sharer<D> {
+    /// Keeps the share until it's time to stop; then hands the shards over one by one, as soon as their events are through.
+    pub(crate) fn run(mut self, interval: Duration) {
+        let mut away = self.settings.backoff();
+        while !self.engine.stop.is_requested() {
+            match self.round() {
                 Ok(()) => _ = away.reset(),
                 Err(error) => {
                     if away.failed().1 {
@@ -49,50 +62,46 @@ impl<H: Handler> Engine<H> {
                 }
             }
             let next = Instant::now() + interval;
-            while !shards.leaving.is_empty() && Instant::now() < next && !self.stop.is_requested() {
-                self.hand_over(&mut leases, &mut shards.leaving);
-                self.stop.wait(HANDOVER);
+            while !self.shards.leaving.is_empty() && Instant::now() < next && !self.engine.stop.is_requested() {
+                self.hand_over();
+                self.engine.stop.wait(HANDOVER);
             }
-            self.stop.wait(next.saturating_duration_since(Instant::now()));
+            self.engine.stop.wait(next.saturating_duration_since(Instant::now()));
         }
 
-        shards.leaving = leases.held().clone();
-        self.own(&shards, BTreeMap::new());
+        self.shards.leaving = self.leases.held().clone();
+        self.own(BTreeMap::new());
         let mut renewed = Instant::now();
         // While the database is away nothing can be handed over; the leases run out by themselves.
-        let _ = leases.retire();
+        let _ = self.leases.retire();
         loop {
-            self.hand_over(&mut leases, &mut shards.leaving);
-            if self.lanes().busy().is_empty() {
+            self.hand_over();
+            if self.engine.lanes.lock().busy().is_empty() {
                 break;
             }
             if renewed.elapsed() >= interval {
-                let _ = leases.keep();
+                let _ = self.leases.keep();
                 renewed = Instant::now();
             }
             thread::sleep(HANDOVER);
         }
-        if let Err(error) = leases.leave() {
+        if let Err(error) = self.leases.leave() {
             log::warn!("the leases on shards run out by themselves: {:#}", anyhow::Error::new(error));
         }
     }
 
-    fn share_once(
-        &self,
-        leases: &mut Leases,
-        shards: &mut Shards,
-        database: &Database,
-        queues: &Queues,
-    ) -> storage::Result<()> {
-        let layout = streams::layout(&mut *database.connection()?, self.stream)?;
+    fn round(&mut self) -> storage::Result<()> {
+        let (stream, shards) = (self.engine.stream, &mut self.shards);
+        let shard = |resource: &str| shard_of(stream, resource);
+        let layout = streams::layout(&mut *self.database.connection()?, stream)?;
         let resources: Vec<String> =
-            (0..layout.shards.max(layout.queues)).map(|shard| shard_resource(self.stream, shard)).collect();
-        let round = leases.round(&resources)?;
+            (0..layout.shards.max(layout.queues)).map(|shard| shard_resource(stream, shard)).collect();
+        let round = self.leases.round(&resources)?;
         let (gained, lost) = (!round.gained.is_empty(), !round.lost.is_empty());
         let taken_over: Vec<_> = round
             .gained
             .iter()
-            .filter_map(|claimed| Some((self.shard(&claimed.resource)?, claimed.taken_over_at?)))
+            .filter_map(|claimed| Some((shard(&claimed.resource)?, claimed.taken_over_at?)))
             .collect();
         let divided = shards.layout.is_some_and(|before| before.shards != layout.shards);
         if divided {
@@ -102,7 +111,7 @@ impl<H: Handler> Engine<H> {
                 latest.into_iter().flat_map(|at| (0..layout.shards).map(move |shard| (shard, at))).collect();
         }
         for claimed in &round.gained {
-            if let Some(shard) = self.shard(&claimed.resource) {
+            if let Some(shard) = shard(&claimed.resource) {
                 shards.took_over.remove(&shard);
             }
         }
@@ -114,24 +123,24 @@ impl<H: Handler> Engine<H> {
         shards.layout = Some(layout);
 
         let held: BTreeSet<i32> =
-            leases.held().difference(&shards.leaving).filter_map(|resource| self.shard(resource)).collect();
+            self.leases.held().difference(&shards.leaving).filter_map(|resource| shard(resource)).collect();
         let own = held
             .iter()
             .filter(|shard| **shard < layout.shards)
             .map(|shard| (*shard, shards.took_over.get(shard).copied()))
             .collect();
-        self.own(shards, own);
-        let names: Vec<String> = held.iter().map(|shard| shard_queue(self.stream, *shard)).collect();
-        if names != shards.consumed {
-            queues.set(names.clone());
-            shards.consumed = names;
+        self.own(own);
+        let names: Vec<String> = held.iter().map(|shard| shard_queue(stream, *shard)).collect();
+        if names != self.shards.consumed {
+            self.queues.set(names.clone());
+            self.shards.consumed = names;
         }
         if gained || divided {
             self.sweep.give();
         }
         if gained || lost || divided || leaving > 0 {
             emit(ShardsChanged {
-                stream: self.stream,
+                stream,
                 held: held.len() as u64,
                 taken: (round.gained.len() - taken_over.len()) as u64,
                 taken_over: taken_over.len() as u64,
@@ -143,26 +152,27 @@ impl<H: Handler> Engine<H> {
     }
 
     /// Tells the lanes what is this process's own.
-    fn own(&self, shards: &Shards, own: BTreeMap<i32, Option<DateTime<Utc>>>) {
-        let count = shards.layout.map_or(0, |layout| layout.shards);
-        let actions = self.lanes().own(Owned { shards: count, own, until: shards.until });
-        self.act(actions);
+    fn own(&self, own: BTreeMap<i32, Option<DateTime<Utc>>>) {
+        let count = self.shards.layout.map_or(0, |layout| layout.shards);
+        self.engine.change(|lanes| lanes.own(Owned { shards: count, own, until: self.shards.until }));
     }
 
     /// Gives back those of the leases on whose shards nothing is under way any more.
-    fn hand_over(&self, leases: &mut Leases, leaving: &mut BTreeSet<String>) {
-        let busy = self.lanes().busy();
+    fn hand_over(&mut self) {
+        let (stream, leaving) = (self.engine.stream, &mut self.shards.leaving);
+        let busy = self.engine.lanes.lock().busy();
         let free: Vec<String> = leaving
             .iter()
-            .filter(|resource| self.shard(resource).is_none_or(|shard| !busy.contains(&shard)))
+            .filter(|resource| shard_of(stream, resource).is_none_or(|shard| !busy.contains(&shard)))
             .cloned()
             .collect();
-        if !free.is_empty() && leases.release(&free).is_ok() {
+        if !free.is_empty() && self.leases.release(&free).is_ok() {
             free.iter().for_each(|resource| _ = leaving.remove(resource));
         }
     }
+}
 
-    fn shard(&self, resource: &str) -> Option<i32> {
-        resource.strip_prefix(self.stream)?.strip_prefix('/')?.parse().ok()
-    }
+/// The shard of the stream by whose name this is leased.
+fn shard_of(stream: &str, resource: &str) -> Option<i32> {
+    resource.strip_prefix(stream)?.strip_prefix('/')?.parse().ok()
 }

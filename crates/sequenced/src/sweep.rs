@@ -1,11 +1,7 @@
 //! Finding events that no message has brought.
 
-use crate::{Handler, engine::Engine};
-use std::{
-    mem,
-    sync::{Condvar, Mutex, PoisonError},
-    time::Duration,
-};
+use crate::{engine::Engine, signal::Signal};
+use std::{sync::Arc, time::Duration};
 use storage::streams::{self, Due};
 use telemetry::{ClockSetBack, EventsSwept, emit};
 
@@ -18,34 +14,23 @@ const LOCK_WAIT: Duration = Duration::from_millis(250);
 /// An event that waited for longer than this wasn't just on its way when the sweep found it.
 const OVERLOOKED: Duration = Duration::from_secs(1);
 
-/// Something to be done at once rather than at its time.
-#[derive(Default)]
-pub(crate) struct Signal {
-    given: Mutex<bool>,
-    changed: Condvar,
+/// Goes round the keys of this process's shards.
+pub(crate) struct Sweep<D> {
+    pub(crate) engine: Arc<Engine<D>>,
+    /// How long a lease runs.
+    pub(crate) ttl: Duration,
+    /// The longest that a retry may have to wait.
+    pub(crate) longest_wait: Duration,
+    /// Given when there's something to do before its time.
+    pub(crate) signal: Arc<Signal>,
 }
 
-impl Signal {
-    pub(crate) fn give(&self) {
-        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits for the signal, but not longer than `limit`; takes it, and says whether it was given.
-    pub(crate) fn take(&self, limit: Duration) -> bool {
-        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut given, _) =
-            self.changed.wait_timeout_while(given, limit, |given| !*given).unwrap_or_else(PoisonError::into_inner);
-        mem::take(&mut *given)
-    }
-}
-
-impl<H: Handler> Engine<H> {
+impl<D> Sweep<D> {
     /// Finds events that no message has brought, every `interval` and when it's told to.
-    pub(crate) fn sweep(&self, interval: Duration) {
+    pub(crate) fn run(self, interval: Duration) {
         let mut after = String::new();
-        while !self.stop.is_requested() {
-            self.sweep.take(interval);
+        while !self.engine.stop.is_requested() {
+            self.signal.take(interval);
             match self.sweep_once(&mut after) {
                 Ok(()) => {}
                 // The intake says so; it's due again next time.
@@ -56,20 +41,18 @@ impl<H: Handler> Engine<H> {
 
     /// Takes up keys whose time for a retry has come, as far as there is room for more of them: the longest due come first.
     fn sweep_due(&self) -> storage::Result<()> {
-        let delays = self.worker.retry_delays_ms.iter().chain([&self.worker.unavailable_backoff_max_ms]);
-        let longest = Duration::from_millis(delays.copied().max().unwrap_or(0));
-        let hastened = self
-            .database
-            .transaction_unheld(self.ttl, LOCK_WAIT, |conn| streams::hasten(conn, self.stream, longest))?;
+        let Engine { stream, database, .. } = &*self.engine;
+        let hastened = database
+            .transaction_unheld(self.ttl, LOCK_WAIT, |conn| streams::hasten(conn, stream, self.longest_wait))?;
         if hastened > 0 {
-            emit(ClockSetBack { of: self.stream, leases: 0, members: 0, waits: hastened as u64 });
+            emit(ClockSetBack { of: stream, leases: 0, members: 0, waits: hastened as u64 });
         }
         let mut last: Option<Due> = None;
-        while !self.stop.is_requested() && self.lanes().has_room() {
-            let mut conn = self.database.connection()?;
-            let due = streams::due(&mut conn, self.stream, last.as_ref(), PAGE as i64)?;
+        while !self.engine.stop.is_requested() && self.engine.lanes.lock().has_room() {
+            let mut conn = database.connection()?;
+            let due = streams::due(&mut conn, stream, last.as_ref(), PAGE as i64)?;
             drop(conn);
-            self.wake(due.iter().map(|due| due.key.as_str()))?;
+            self.engine.wake(due.iter().map(|due| due.key.as_str()))?;
             if due.len() < PAGE {
                 return Ok(());
             }
@@ -81,7 +64,7 @@ impl<H: Handler> Engine<H> {
     /// Goes round the keys with events that wait, as far as there is room for more of them; the next one goes on from there.
     fn sweep_once(&self, after: &mut String) -> storage::Result<()> {
         let owned = {
-            let mut lanes = self.lanes();
+            let mut lanes = self.engine.lanes.lock();
             lanes.sweeping();
             lanes.owned().clone()
         };
@@ -90,24 +73,23 @@ impl<H: Handler> Engine<H> {
             return Ok(());
         }
         self.sweep_due()?;
+        let Engine { stream, database, .. } = &*self.engine;
         // What comes before the place where the last one stopped is looked at too.
         let mut rounds = if after.is_empty() { 1 } else { 2 };
-        while rounds > 0 && !self.stop.is_requested() {
-            if !self.lanes().has_room() {
+        while rounds > 0 && !self.engine.stop.is_requested() {
+            if !self.engine.lanes.lock().has_room() {
                 return Ok(());
             }
-            let swept = self
-                .database
-                .transaction(|conn| streams::sweep(conn, self.stream, owned.shards, &held, after, PAGE as i64))?;
+            let swept =
+                database.transaction(|conn| streams::sweep(conn, stream, owned.shards, &held, after, PAGE as i64))?;
             if !swept.resting.is_empty() {
                 // Those that another session holds are looked at again next time.
-                self.database
-                    .transaction_unheld(self.ttl, LOCK_WAIT, |conn| streams::rest(conn, self.stream, &swept.resting))?;
+                database.transaction_unheld(self.ttl, LOCK_WAIT, |conn| streams::rest(conn, stream, &swept.resting))?;
             }
-            let woken = self.wake(swept.keys.iter().map(String::as_str))?;
+            let woken = self.engine.wake(swept.keys.iter().map(String::as_str))?;
             let overlooked = woken.iter().filter(|woken| woken.waited() > OVERLOOKED).count();
             if overlooked > 0 {
-                emit(EventsSwept { stream: self.stream, keys: overlooked as u64 });
+                emit(EventsSwept { stream, keys: overlooked as u64 });
             }
             *after = swept.after.unwrap_or_default();
             rounds -= usize::from(after.is_empty());

@@ -1,11 +1,13 @@
 //! Events that are worked on for too long.
 
-use crate::{Handler, engine::Engine, lanes::Place};
+use crate::{engine::Engine, lanes::Place, outcome::Course};
 use ::process::Stop;
 use anyhow::anyhow;
 use domain::Failure;
 use std::{
-    process, thread,
+    process,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 use storage::{
@@ -21,17 +23,24 @@ const EX_TEMPFAIL: i32 = 75;
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 
-impl<H: Handler> Engine<H> {
-    /// Ends the process when an event is worked on for too long: a thread can't be ended alone.
-    pub(crate) fn guard(&self, finished: &Stop) {
-        let limit = Duration::from_millis(self.worker.time_limit_ms);
+/// Ends the process when an event is worked on for too long: a thread can't be ended alone.
+pub(crate) struct TimeLimit<D> {
+    pub(crate) engine: Arc<Engine<D>>,
+    pub(crate) settings: worker::Settings,
+}
+
+impl<D> TimeLimit<D> {
+    /// Looks at what is worked on until all is finished.
+    pub(crate) fn run(self, finished: &Stop) {
+        let Engine { stream, database, lanes, .. } = &*self.engine;
+        let limit = Duration::from_millis(self.settings.time_limit_ms);
         while !finished.wait(Duration::from_millis(100)) {
-            let overdue = self.lanes().overdue(limit, Instant::now());
+            let overdue = lanes.lock().overdue(limit, Instant::now());
             if overdue.is_empty() {
                 continue;
             }
             for _ in 0..TRIES {
-                match self.database.transaction(|conn| self.overran(conn, &overdue, limit)) {
+                match database.transaction(|conn| self.overran(conn, &overdue, limit)) {
                     // What is on record isn't so again.
                     Ok(false) => thread::sleep(PAUSE),
                     Ok(true) => break,
@@ -42,7 +51,7 @@ impl<H: Handler> Engine<H> {
                 }
             }
             for Place { key, seq, .. } in &overdue {
-                emit(EventOverran { stream: self.stream, key, seq: *seq, limit });
+                emit(EventOverran { stream, key, seq: *seq, limit });
             }
             process::exit(EX_TEMPFAIL);
         }
@@ -51,17 +60,17 @@ impl<H: Handler> Engine<H> {
     /// Records that the process ends because of these events, and not because of others; returns whether no row was held by
     /// another session.
     fn overran(&self, conn: &mut PgConnection, overdue: &[Place], limit: Duration) -> storage::Result<bool> {
+        let stream = self.engine.stream;
         let failure = Failure::Transient(anyhow!("its handling ran past the time limit of {limit:?}"));
         let error = worker::reason(failure.error());
-        let failed = |place| {
-            let retry_after = self.course(Place::tried(place), &failure).delay();
-            Failed { attempt: Place::attempt(place), error: &error, retry_after, counts: true }
-        };
-        let failed: Vec<Failed<'_>> = overdue.iter().map(failed).collect();
-        let mut changes = streams::fail(conn, self.stream, &failed)?;
-        let on_record = self.lanes().on_record();
+        let failed = overdue.iter().map(|place| {
+            let retry_after = Course::of(&failure, place.tried(), &self.settings).delay();
+            Failed { attempt: place.attempt(), error: &error, retry_after, counts: true }
+        });
+        let mut changes = streams::fail(conn, stream, &failed.collect::<Vec<_>>())?;
+        let on_record = self.engine.lanes.lock().on_record();
         let others = on_record.iter().filter(|place| !overdue.contains(place));
-        changes.extend(streams::take_back(conn, self.stream, &others.map(Place::attempt).collect::<Vec<_>>())?);
+        changes.extend(streams::take_back(conn, stream, &others.map(Place::attempt).collect::<Vec<_>>())?);
         Ok(!changes.contains(&Change::Busy))
     }
 }
