@@ -5,6 +5,7 @@ mod intake;
 mod members;
 mod place;
 mod reader;
+mod streams;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;

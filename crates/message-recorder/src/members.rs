@@ -3,9 +3,10 @@
 use crate::{
     Reading, SERVICE, Start, group,
     reader::{Reader, Shared, State},
+    streams,
 };
 use anyhow::{Context as _, anyhow};
-use broker::{Link, Session, Survey};
+use broker::{Link, Survey};
 use domain::{
     log::{Group, partition_routing_key},
     topology::Retention,
@@ -66,27 +67,6 @@ fn lock(held: &Mutex<Partitions>) -> MutexGuard<'_, Partitions> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Declares the log's exchange and as many streams as the database says just now. What is refused beside the stream that is
-/// `needed` is the others' business.
-///
-/// # Errors
-/// The broker's; a database that is away is a lost connection too.
-pub(crate) fn declare(
-    session: &mut Session,
-    database: &Database,
-    retention: Retention,
-    needed: Option<&str>,
-) -> Result<(), broker::Error> {
-    let topology = database.connection().and_then(|mut conn| partitions::topology(&mut conn, retention));
-    let topology = topology.map_err(|error| broker::Error::Lost {
-        doing: "asking the database how many partitions there are",
-        source: error.into(),
-    })?;
-    let refused = broker::declare_each(session, &topology)?;
-    let needed = refused.into_iter().find(|refused| refused.is_queue && needed == Some(&*refused.name));
-    needed.map_or(Ok(()), |refused| Err(refused.error))
-}
-
 impl Recorder {
     /// Reads its share of the partitions until asked to stop, then finishes the batches in hand and hands the partitions
     /// over.
@@ -127,7 +107,7 @@ impl Recorder {
     fn begin(&self, stop: &Stop, pulse: &Pulse) -> anyhow::Result<Option<String>> {
         let survey = || {
             let mut survey = Survey::open(&self.broker, SERVICE)?;
-            declare(survey.session(), &self.database, self.retention, None)?;
+            streams::declare(survey.session(), &self.database, self.retention, None)?;
             Ok(survey)
         };
         let (mut broker_away, mut database_away) = (self.worker.backoff(), self.worker.backoff());

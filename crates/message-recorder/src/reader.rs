@@ -4,6 +4,7 @@ use crate::{
     Reading, SERVICE, Trimmed,
     intake::{self, Intake, Skipped, Taken},
     place::{self, Trouble},
+    streams,
 };
 use broker::{Batch, Consumer, Delivery, Link, Survey};
 use chrono::Utc;
@@ -137,7 +138,7 @@ impl Reader {
         let (database, retention, needed) = (shared.database.clone(), shared.retention, stream.clone());
         let start = place::start(&Position::placed(0, None));
         let consumer = Consumer::of_stream(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
-            .on_connect(move |session| crate::members::declare(session, &database, retention, Some(&needed)));
+            .on_connect(move |session| streams::declare(session, &database, retention, Some(&needed)));
         let away = shared.worker.backoff();
         let trust = Trust::new(&shared.log, partition);
         Self { shared, partition, stream, stop, state, consumer, away, trust }
@@ -237,7 +238,7 @@ impl Reader {
         let mut survey = Survey::open(&self.shared.broker, SERVICE)?;
         let Shared { database, retention, .. } = &*self.shared;
         // Says what is wrong with a queue of this name that is no stream.
-        crate::members::declare(survey.session(), database, *retention, Some(&self.stream))?;
+        streams::declare(survey.session(), database, *retention, Some(&self.stream))?;
         let trouble = place::look(&mut survey, &self.stream, position)?;
         trouble.map_or(Ok(()), |trouble| Err(End::Trouble(trouble)))
     }
