@@ -14,6 +14,14 @@ BENCH := fanout events messages
 # Runs the rest of a recipe's line with the addresses of the local servers.
 with_env := set -a && . .local/env && set +a &&
 
+# Runs the rest of a recipe's line with the servers. They stay for the next run; a CI machine is left as it was.
+on_servers := if [ -n "$$CI" ] && ! deploy/local/servers status >/dev/null; then trap 'deploy/local/servers down' EXIT; fi; \
+	set -e; run() { echo "$$*"; "$$@"; }; deploy/local/servers up;
+
+# Builds diesel's own tool once, in about two minutes. Its default features would want the libraries of three databases.
+install_diesel := cargo install diesel_cli --version 2.3.14 --locked --quiet --no-default-features --features postgres \
+	--root .local/tools --target-dir target/tools
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,25 +57,23 @@ build: ## Build the binaries (release)
 	@deploy/local/install build
 	cargo build --release --workspace --bins --locked
 
-# The servers stay for the next run; a CI machine is left as it was.
 .PHONY: test
 test: ## Run every test, against the real servers, binaries side by side
 	@deploy/local/install build run test
-	@if [ -n "$$CI" ] && ! deploy/local/servers status >/dev/null; then trap 'deploy/local/servers down' EXIT; fi; \
-	set -e; run() { echo "$$*"; "$$@"; }; \
-	deploy/local/servers up; \
-	$(with_env) run cargo build --workspace --bins --locked; \
+	@$(on_servers) $(with_env) \
+	run cargo build --workspace --bins --locked; \
 	run cargo xtask test --workspace --locked
 
 .PHONY: lint
 lint: ## Check formatting, lints, dependencies, the schema and the scripts
-	@deploy/local/install build lint
+	@deploy/local/install build lint run
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo xtask dependencies
 	@if command -v cargo-audit >/dev/null; then echo cargo audit; cargo audit; fi
 	shellcheck -x $$(grep -rlE '^#!.*[ /](ba)?sh$$' .ci deploy)
-	@if [ -x deploy/local/schema-check ]; then echo deploy/local/schema-check; deploy/local/schema-check; fi
+	$(install_diesel)
+	@$(on_servers) run cargo test --workspace --test schema --locked -- --ignored
 
 .PHONY: fmt
 fmt: ## Format the code
