@@ -165,15 +165,14 @@ pub fn reset(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64
     .bind::<Integer, _>(partition)
     .bind::<BigInt, _>(offset)
     .execute(conn)?;
-    let delete = |conn: &mut PgConnection, table: &str| {
-        sql_query(format!(r#"DELETE FROM {table} WHERE "group" = $1 AND partition = $2 AND "offset" >= $3"#))
-            .bind::<Text, _>(group.as_str())
-            .bind::<Integer, _>(partition)
-            .bind::<BigInt, _>(offset)
-            .execute(conn)
-    };
-    delete(conn, "skipped_message")?;
-    let removed = delete(conn, "message")?;
+    diesel::delete(skipped_message::table)
+        .filter(skipped_message::group.eq(group.as_str()))
+        .filter(skipped_message::partition.eq(partition).and(skipped_message::offset.ge(offset)))
+        .execute(conn)?;
+    let removed = diesel::delete(message::table)
+        .filter(message::group.eq(group.as_str()))
+        .filter(message::partition.eq(partition).and(message::offset.ge(offset)))
+        .execute(conn)?;
     // What is left isn't to be recorded again, should it stand in the stream once more.
     sql_query(
         r#"UPDATE consumer_offset SET seq = (

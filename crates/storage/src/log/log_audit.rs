@@ -3,7 +3,12 @@
 //! The proof is in the sequences, which are given when a message is published, and the offsets, which the broker gives: a
 //! partition's recorded sequences have to be without gaps, and to rise with the offsets.
 
-use crate::{Count, Result, audit::Finding, consumer_offsets::Contents};
+use crate::{
+    Result,
+    audit::Finding,
+    consumer_offsets::Contents,
+    schema::{message, skipped_message},
+};
 use diesel::{
     PgConnection,
     prelude::*,
@@ -213,15 +218,11 @@ pub fn progress(conn: &mut PgConnection, group: &Group) -> Result<Vec<Progress>>
 /// # Errors
 /// The database's.
 pub fn contents_from(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64) -> Result<Contents> {
-    let mut count = |table: &str| -> Result<i64> {
-        let sql =
-            format!(r#"SELECT count(*) AS n FROM {table} WHERE "group" = $1 AND partition = $2 AND "offset" >= $3"#);
-        let count: Count = sql_query(sql)
-            .bind::<Text, _>(group.as_str())
-            .bind::<Integer, _>(partition)
-            .bind::<BigInt, _>(offset)
-            .get_result(conn)?;
-        Ok(count.n)
-    };
-    Ok(Contents { messages: count("message")?, skipped: count("skipped_message")? })
+    let messages = message::table
+        .filter(message::group.eq(group.as_str()))
+        .filter(message::partition.eq(partition).and(message::offset.ge(offset)));
+    let skipped = skipped_message::table
+        .filter(skipped_message::group.eq(group.as_str()))
+        .filter(skipped_message::partition.eq(partition).and(skipped_message::offset.ge(offset)));
+    Ok(Contents { messages: messages.count().get_result(conn)?, skipped: skipped.count().get_result(conn)? })
 }

@@ -1,7 +1,10 @@
 //! Table `message_epoch`: what the relays' processes prove their messages with.
 
-use crate::{Result, schema::message_epoch};
-use diesel::{PgConnection, prelude::*, sql_query};
+use crate::{
+    Result,
+    schema::{message_epoch, message_partition},
+};
+use diesel::{PgConnection, prelude::*};
 use domain::log::proof::Epoch;
 use std::collections::BTreeSet;
 
@@ -13,7 +16,9 @@ pub fn register(conn: &mut PgConnection, epoch: &Epoch) -> Result<()> {
     let row = (message_epoch::epoch.eq(epoch.name()), message_epoch::key.eq(epoch.key()));
     diesel::insert_into(message_epoch::table).values(row).on_conflict_do_nothing().execute(conn)?;
     // Of relays that made no proof there's none from now on.
-    sql_query("UPDATE message_partition SET unproven_upto = seq WHERE unproven_upto IS NULL").execute(conn)?;
+    diesel::update(message_partition::table.filter(message_partition::unproven_upto.is_null()))
+        .set(message_partition::unproven_upto.eq(message_partition::seq.nullable()))
+        .execute(conn)?;
     Ok(())
 }
 

@@ -4,7 +4,11 @@
 //! one relay at a time may do for a partition. What it has taken is committed before it's published, so that
 //! whoever publishes it again, after whatever has happened, gives each message the sequence that it had.
 
-use crate::{Floors, Result, floors::Given};
+use crate::{
+    Floors, Result,
+    floors::Given,
+    schema::{message_outbox, message_partition},
+};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -248,9 +252,8 @@ pub fn advance_above(
     }
     let (through, stuck): (Vec<&Published<'_>>, Vec<_>) = published.iter().partition(|done| done.left.is_empty());
     for done in stuck.into_iter().filter(|done| !done.confirmed.is_empty()) {
-        sql_query("UPDATE message_partition SET taken = $2 WHERE partition = $1")
-            .bind::<Integer, _>(done.partition)
-            .bind::<Array<BigInt>, _>(done.left)
+        diesel::update(message_partition::table.find(done.partition))
+            .set(message_partition::taken.eq(done.left))
             .execute(conn)?;
     }
     if !through.is_empty() {
@@ -278,5 +281,5 @@ pub fn advance_above(
 /// # Errors
 /// The database's.
 pub fn count(conn: &mut PgConnection) -> Result<i64> {
-    Ok(crate::schema::message_outbox::table.count().get_result(conn)?)
+    Ok(message_outbox::table.count().get_result(conn)?)
 }

@@ -37,12 +37,12 @@ pub(crate) struct Given {
 impl Given {
     /// By this sequence.
     pub(crate) fn by(sequence: &str, conn: &mut PgConnection) -> Result<Self> {
-        let ask = format!(
+        Ok(sql_query(format!(
             "SELECT last_value - (NOT is_called)::integer AS newest, pg_snapshot_xmin(now)::text::bigint AS oldest_open,
                     pg_snapshot_xmax(now)::text::bigint AS next
              FROM {sequence}, pg_current_snapshot() now"
-        );
-        Ok(sql_query(ask).get_result(conn)?)
+        ))
+        .get_result(conn)?)
     }
 }
 

@@ -3,7 +3,11 @@
 //! A piece of garbage may be of any size: a deleted author's tweets in a million feeds. So it's swept in pages, each in a
 //! transaction of its own, and pieces take turns. One that fails is put off, longer each time, and keeps no other waiting.
 
-use crate::{Result, feeds, schema::feed_garbage, subscriptions};
+use crate::{
+    Result, feeds,
+    schema::{feed_garbage, tweet},
+    subscriptions,
+};
 use diesel::{
     PgConnection,
     prelude::*,
@@ -21,11 +25,9 @@ const PAGE: usize = 1000;
 /// Removes the author's newest tweets from the reader's feed, who has just left: what is first in the feed is gone at once,
 /// however much there is. The sweep goes through all.
 pub(crate) fn remove_newest(conn: &mut PgConnection, author: UserId, reader: UserId) -> Result<usize> {
-    let tweets = sql_query("SELECT id AS n FROM tweet WHERE author_id = $1 ORDER BY id DESC LIMIT $2")
-        .bind::<BigInt, _>(author.0)
-        .bind::<BigInt, _>(PAGE as i64)
-        .load::<crate::Count>(conn)?;
-    let mut keys: Vec<_> = tweets.into_iter().map(|tweet| (reader.0, tweet.n)).collect();
+    let newest = tweet::table.select(tweet::id).filter(tweet::author_id.eq(author.0)).order(tweet::id.desc());
+    let tweets: Vec<i64> = newest.limit(PAGE as i64).load(conn)?;
+    let mut keys: Vec<_> = tweets.into_iter().map(|tweet| (reader.0, tweet)).collect();
     keys.reverse();
     feeds::remove_unseen(conn, &keys)
 }
@@ -143,11 +145,12 @@ impl Garbage {
     fn page(&self, conn: &mut PgConnection, author: i64) -> Result<Page> {
         let tweets = match self.tweet {
             Some(tweet) => vec![tweet],
-            None => ids(sql_query("SELECT id AS n FROM tweet WHERE author_id = $1 AND id > $2 ORDER BY id LIMIT $3")
-                .bind::<BigInt, _>(author)
-                .bind::<BigInt, _>(self.swept_tweet)
-                .bind::<BigInt, _>(PAGE as i64)
-                .load(conn)?),
+            None => tweet::table
+                .select(tweet::id)
+                .filter(tweet::author_id.eq(author).and(tweet::id.gt(self.swept_tweet)))
+                .order(tweet::id)
+                .limit(PAGE as i64)
+                .load(conn)?,
         };
         // More tweets than a page holds: readers are gone through one by one.
         let in_part = self.swept_tweet > 0 || tweets.len() == PAGE;
@@ -170,21 +173,18 @@ impl Garbage {
         if let Some(follower) = self.follower {
             return Ok(if follower > self.swept_follower { vec![follower] } else { Vec::new() });
         }
-        let page = |table: &str| {
-            format!(
-                "(SELECT DISTINCT follower_id FROM {table} WHERE author_id = $1 AND follower_id > $2
-                  ORDER BY follower_id LIMIT $3)"
-            )
-        };
-        let query = format!("{} UNION {} ORDER BY 1 LIMIT $3", page("subscription"), page("former_subscription"));
-        Ok(ids(sql_query(format!("SELECT follower_id AS n FROM ({query}) reader ORDER BY 1"))
-            .bind::<BigInt, _>(author)
-            .bind::<BigInt, _>(self.swept_follower)
-            .bind::<BigInt, _>(limit as i64)
-            .load(conn)?))
+        let readers: Vec<crate::Count> = sql_query(
+            "SELECT follower_id AS n FROM (
+                 (SELECT DISTINCT follower_id FROM subscription WHERE author_id = $1 AND follower_id > $2
+                  ORDER BY follower_id LIMIT $3)
+                 UNION (SELECT DISTINCT follower_id FROM former_subscription WHERE author_id = $1 AND follower_id > $2
+                  ORDER BY follower_id LIMIT $3)
+                 ORDER BY 1 LIMIT $3) reader ORDER BY 1",
+        )
+        .bind::<BigInt, _>(author)
+        .bind::<BigInt, _>(self.swept_follower)
+        .bind::<BigInt, _>(limit as i64)
+        .load(conn)?;
+        Ok(readers.into_iter().map(|reader| reader.n).collect())
     }
-}
-
-fn ids(rows: Vec<crate::Count>) -> Vec<i64> {
-    rows.into_iter().map(|row| row.n).collect()
 }

@@ -1,6 +1,10 @@
 //! Table `user`.
 
-use crate::{Error, Result, garbage::SWEEP_DELAY, schema::user};
+use crate::{
+    Error, Result,
+    garbage::SWEEP_DELAY,
+    schema::{subscription, user},
+};
 use chrono::{DateTime, Utc};
 use diesel::{
     PgConnection,
@@ -184,14 +188,14 @@ pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<User
 /// # Errors
 /// The database's.
 pub fn followed(conn: &mut PgConnection, limit: i64) -> Result<Vec<UserId>> {
-    let followed = sql_query(
-        r#"SELECT id FROM "user" u
-           WHERE deleted_at IS NULL AND EXISTS (SELECT FROM subscription s WHERE s.author_id = u.id)
-           ORDER BY id LIMIT $1"#,
-    )
-    .bind::<BigInt, _>(limit)
-    .load::<Id>(conn)?;
-    Ok(followed.into_iter().map(|user| UserId(user.id)).collect())
+    let followed: Vec<i64> = user::table
+        .select(user::id)
+        .filter(user::deleted_at.is_null())
+        .filter(exists(subscription::table.filter(subscription::author_id.eq(user::id))))
+        .order(user::id)
+        .limit(limit)
+        .load(conn)?;
+    Ok(followed.into_iter().map(UserId).collect())
 }
 
 /// Whether the user is there and not deleted.
