@@ -2,8 +2,8 @@
 
 use crate::{error::Error, results, settings::HttpSettings};
 use actix_web::{HttpRequest, rt::time::timeout, web};
-use domain::password::Password;
 use futures_util::lock::Mutex as AsyncMutex;
+use password::Password;
 use std::{
     error::Error as StdError,
     sync::{

@@ -11,10 +11,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use domain::{
     UserId,
-    password::{self, Password},
     values::{Contact, EMAIL_MAX, Invalid, LOGIN_MAX, Login, PHONE_MAX},
     wire_time,
 };
+use password::Password;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema, schema_for};
 use serde::Serialize;
 use serde_json::json;

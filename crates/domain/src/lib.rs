@@ -5,7 +5,6 @@ pub mod envelope;
 pub mod ids;
 pub mod log;
 pub mod message;
-pub mod password;
 pub mod stream;
 pub mod topology;
 pub mod values;

@@ -1,10 +1,8 @@
 use crate::{Outcome, context::Context};
 use anyhow::{Context as _, ensure};
 use console::Term;
-use domain::{
-    password::Password,
-    values::{Contact, Email, Login, Phone},
-};
+use domain::values::{Contact, Email, Login, Phone};
+use password::Password;
 use std::io::{self, Write};
 use storage::users::{self, NewUser};
 

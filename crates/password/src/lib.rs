@@ -1,10 +1,10 @@
-//! Passwords.
+#![doc = include_str!("../README.md")]
 
-use crate::values::Invalid;
 use argon2::{
     Argon2,
     password_hash::{self, PasswordHasher as _},
 };
+use domain::values::Invalid;
 
 /// Shortest password, in characters.
 pub const MIN: usize = 8;
