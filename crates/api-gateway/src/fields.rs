@@ -238,7 +238,7 @@ pub(crate) fn flag(value: Value) -> Result<bool, Invalid> {
     }
 }
 
-/// Which part of a list is asked for: by the fields `page`, from 0, and `perPage`. Answers offset and length.
+/// Which part of a list is asked for: by the fields `page`, from 0, and `perPage`. Returns offset and length.
 pub(crate) fn page(fields: &mut Fields) -> (i64, i64) {
     const PAGE_MAX: i64 = 1_000_000;
     let page = fields.optional("page", between(0..=PAGE_MAX)).unwrap_or(0);

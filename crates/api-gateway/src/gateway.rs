@@ -165,7 +165,7 @@ impl Gateway {
     }
 }
 
-/// What `work` answers, unless that takes longer than to the deadline.
+/// What `work` returns, unless that takes longer than to the deadline.
 pub(crate) async fn before<F: Future>(deadline: Instant, work: F) -> Result<F::Output, Error> {
     timeout(deadline.saturating_duration_since(Instant::now()), work).await.map_err(|_| Error::TimedOut)
 }

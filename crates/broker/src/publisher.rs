@@ -386,7 +386,7 @@ impl Lane {
         self.renew_at.is_some_and(|at| at <= Instant::now())
     }
 
-    /// Takes the confirms that have come, and answers whether there were any.
+    /// Takes the confirms that have come, and returns whether there were any.
     fn take_confirms(&mut self, progress: &mut Progress<'_>, link: &Link) -> bool {
         let mut any = false;
         loop {

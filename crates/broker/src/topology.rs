@@ -228,7 +228,7 @@ pub fn unbind(session: &mut Session, bindings: &[Binding]) -> Result<(), Error> 
     })
 }
 
-/// Deletes queues with whatever is in them, and answers how many messages that was. One that isn't there is no error.
+/// Deletes queues with whatever is in them, and returns how many messages that was. One that isn't there is no error.
 ///
 /// Nothing may publish to them any more: what the broker has just confirmed would be gone, and a quorum queue can't be
 /// deleted on the condition that it's empty. See [`drain`].

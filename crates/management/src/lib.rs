@@ -86,9 +86,6 @@ impl Management {
     }
 
     /// Makes a vhost in which this user may do everything.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn create_vhost(&self, name: &str) -> Result<(), Error> {
         let vhost = segment(name);
         self.call("make a vhost", Method::PUT, &format!("vhosts/{vhost}"), &json!({}))?;
@@ -99,18 +96,12 @@ impl Management {
     }
 
     /// Deletes a vhost with all that is in it; connections to it end.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn delete_vhost(&self, name: &str) -> Result<(), Error> {
         self.call("delete a vhost", Method::DELETE, &format!("vhosts/{}", segment(name)), &Value::Null)?;
         Ok(())
     }
 
     /// Declares a durable queue with these arguments.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn declare_queue(&self, vhost: &str, queue: &str, arguments: &Value) -> Result<(), Error> {
         let path = format!("queues/{}/{}", segment(vhost), segment(queue));
         self.call("declare a queue", Method::PUT, &path, &json!({"durable": true, "arguments": arguments}))?;
@@ -118,9 +109,6 @@ impl Management {
     }
 
     /// Declares a durable exchange of this type.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn declare_exchange(&self, vhost: &str, exchange: &str, kind: &str) -> Result<(), Error> {
         let path = format!("exchanges/{}/{}", segment(vhost), segment(exchange));
         self.call("declare an exchange", Method::PUT, &path, &json!({"durable": true, "type": kind}))?;
@@ -128,9 +116,6 @@ impl Management {
     }
 
     /// What is known about a queue, or `None` if it isn't there.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn queue(&self, vhost: &str, queue: &str) -> Result<Option<Value>, Error> {
         let path = format!("queues/{}/{}", segment(vhost), segment(queue));
         match self.call("look at a queue", Method::GET, &path, &Value::Null) {
@@ -140,9 +125,6 @@ impl Management {
     }
 
     /// Closes every connection to a vhost from the server's side, and answers how many.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn close_connections(&self, vhost: &str) -> Result<usize, Error> {
         let path = format!("vhosts/{}/connections", segment(vhost));
         let connections = self.call("list connections", Method::GET, &path, &Value::Null)?;
@@ -155,9 +137,6 @@ impl Management {
     }
 
     /// Sets a policy for the queues of a vhost whose names match the pattern.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn set_policy(&self, vhost: &str, name: &str, pattern: &str, definition: &Value) -> Result<(), Error> {
         let policy = json!({"pattern": pattern, "apply-to": "queues", "definition": definition});
         self.call("set a policy", Method::PUT, &policy_path(vhost, name), &policy)?;
@@ -165,18 +144,12 @@ impl Management {
     }
 
     /// Deletes a policy.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn delete_policy(&self, vhost: &str, name: &str) -> Result<(), Error> {
         self.call("delete a policy", Method::DELETE, &policy_path(vhost, name), &Value::Null)?;
         Ok(())
     }
 
     /// Publishes a message with these properties, and answers whether it reached a queue.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn publish(
         &self,
         vhost: &str,

@@ -20,17 +20,11 @@ const CONFIG_DIR: &str = "MURMURATION_CONFIG_DIR";
 const ENVIRONMENT: &str = "MURMURATION_ENVIRONMENT";
 
 /// Loads the settings of a service from the defaults, the environment's file and the process's variables.
-///
-/// # Errors
-/// See [`Problem`].
 pub fn load<T: DeserializeOwned>(service: &str) -> Result<T, Error> {
     load_from(service, std::env::vars_os())
 }
 
 /// As [`load`], with the given variables instead of the process's. For tests.
-///
-/// # Errors
-/// See [`Problem`].
 pub fn load_from<T: DeserializeOwned>(
     service: &str,
     variables: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,

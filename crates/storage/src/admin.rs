@@ -23,18 +23,12 @@ pub fn create_database(conn: &mut PgConnection, name: &str, template: Option<&st
 }
 
 /// Drops a database, if it's there, and ends every session in it.
-///
-/// # Errors
-/// The database's.
 pub fn drop_database(conn: &mut PgConnection, name: &str) -> Result<()> {
     sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).execute(conn)?;
     Ok(())
 }
 
 /// Whether there is a database of this name.
-///
-/// # Errors
-/// The database's.
 pub fn has_database(conn: &mut PgConnection, name: &str) -> Result<bool> {
     let count = sql_query("SELECT count(*) AS n FROM pg_database WHERE datname = $1")
         .bind::<Text, _>(name)

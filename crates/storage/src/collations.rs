@@ -36,9 +36,6 @@ impl fmt::Display for Outdated {
 
 /// The database's own collation and those that its columns name, where the library's version isn't the recorded one.
 /// PostgreSQL records the database's as of version 15.
-///
-/// # Errors
-/// The database's.
 pub fn outdated(conn: &mut PgConnection) -> Result<Vec<Outdated>> {
     let version: Count = sql_query(
         "SELECT count(*) AS n FROM pg_attribute WHERE attrelid = 'pg_database'::regclass AND attname = 'datcollversion'",

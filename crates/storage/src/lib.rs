@@ -69,10 +69,11 @@ pub use error::Error;
 pub use floors::Floors;
 pub use pool::{Connection, Database, Settings};
 
-/// What queries answer.
+/// What queries return. Every one may fail as [`Error`] says; where a function has a section of errors, it's about those
+/// that have a meaning of their own there.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The answer of a `SELECT count(*) AS n`.
+/// The result of a `SELECT count(*) AS n`.
 #[derive(diesel::QueryableByName)]
 struct Count {
     #[diesel(sql_type = diesel::sql_types::BigInt)]

@@ -117,9 +117,6 @@ struct Timeout {
 }
 
 /// Undoes every migration, the newest first, and names them: all data is gone.
-///
-/// # Errors
-/// The database's.
 pub fn revert_all(conn: &mut PgConnection) -> Result<Vec<String>> {
     admin::alone(conn, locks::MIGRATIONS, |conn| {
         conn.revert_all_migrations(MIGRATIONS).map(|versions| names(&versions)).map_err(migration_error)
@@ -127,9 +124,6 @@ pub fn revert_all(conn: &mut PgConnection) -> Result<Vec<String>> {
 }
 
 /// Whether the database lacks migrations that this binary knows.
-///
-/// # Errors
-/// The database's.
 pub fn are_pending(conn: &mut PgConnection) -> Result<bool> {
     conn.has_pending_migration(MIGRATIONS).map_err(migration_error)
 }

@@ -56,8 +56,8 @@ fn publish(conn: &mut PgConnection, taken: &[Taken], count: usize, limit: i64, b
     message_outbox::advance(conn, &published, limit, bytes)
 }
 
-/// One round of a relay that publishes up to so many of each partition: answers the partition, the first sequence and the texts of what
-/// was to be published.
+/// One round of a relay that publishes up to so many of each partition: returns the partition, the first sequence and the texts
+/// of what was to be published.
 fn round(db: &TestDatabase, count: usize, limit: i64, bytes: i64) -> Vec<(i32, i64, Vec<String>)> {
     run(db, |conn| {
         let taken = message_outbox::taken(conn)?;

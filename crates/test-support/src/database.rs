@@ -91,7 +91,7 @@ impl TestDatabase {
         &self.database
     }
 
-    /// The one number that a query answers under the name `n`.
+    /// The one number that a query returns under the name `n`.
     ///
     /// # Panics
     /// When the query fails.
@@ -99,7 +99,7 @@ impl TestDatabase {
         self.ask(|conn| sql::count(conn, sql))
     }
 
-    /// What a query answers.
+    /// What a query returns.
     pub(crate) fn ask<T>(&self, query: impl Fn(&mut PgConnection) -> storage::Result<T>) -> T {
         let ask = || query(&mut *self.database.connection()?);
         // A connection from before a restart of the server says so when it's used; all others prove themselves then.
@@ -107,7 +107,7 @@ impl TestDatabase {
         ask().or_else(again).expect("the query runs")
     }
 
-    /// Runs SQL as it stands, and answers how many rows it touched.
+    /// Runs SQL as it stands, and returns how many rows it touched.
     ///
     /// # Panics
     /// When it fails.

@@ -1,4 +1,4 @@
-//! What to do about a failure: a pure function, and the messages that follow from its answer.
+//! What to do about a failure: a pure function, and the messages that follow from what it decides.
 
 use crate::{Death, Received, decode::shorten, header};
 use chrono::{DateTime, Utc};

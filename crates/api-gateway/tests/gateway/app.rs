@@ -143,7 +143,7 @@ impl App {
         assert_eq!(self.send(Method::POST, &path, &[], None).status, 201);
     }
 
-    /// Posts in the request, and answers the tweet's id.
+    /// Posts in the request, and returns the tweet's id.
     pub(crate) fn tweet(&self, author: i64, text: &str) -> i64 {
         let tweet = serde_json::json!({"userId": author, "text": text});
         self.post("/api/v1/post-tweet", tweet).ok()["id"].as_i64().unwrap()

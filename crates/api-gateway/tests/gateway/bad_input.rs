@@ -287,7 +287,7 @@ fn ten_megabytes_are_refused_before_they_are_read_declared_or_not() {
     assert_eq!(rows(&app), 0);
 }
 
-/// Sends the first `sent` bytes of a chunked body that never ends, and answers the head of what comes back.
+/// Sends the first `sent` bytes of a chunked body that never ends, and returns the head of what comes back.
 fn stream_in_part(app: &App, path: &str, content_type: &str, sent: usize) -> String {
     let mut stream = TcpStream::connect(app.address()).unwrap();
     write!(

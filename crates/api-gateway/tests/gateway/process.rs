@@ -68,7 +68,7 @@ impl Process {
         assert!(killed.success());
     }
 
-    /// Awaits the end, and answers the exit code and the whole log.
+    /// Awaits the end, and returns the exit code and the whole log.
     fn end(&mut self) -> (Option<i32>, String) {
         let status = eventually("the process ends", || self.child.try_wait().unwrap());
         self.reader.take().unwrap().join().unwrap();

@@ -45,27 +45,18 @@ pub struct Passed {
 }
 
 /// The group's position; `None` if it has none there yet.
-///
-/// # Errors
-/// The database's.
 pub fn position(conn: &mut PgConnection, group: &Group, partition: i32) -> Result<Option<Position>> {
     let row = consumer_offset::table.find((group.as_str(), partition));
     Ok(row.select(Position::as_select()).first(conn).optional()?)
 }
 
 /// Whether there is such a group.
-///
-/// # Errors
-/// The database's.
 pub fn exists(conn: &mut PgConnection, group: &Group) -> Result<bool> {
     let rows = consumer_offset::table.filter(consumer_offset::group.eq(group.as_str()));
     Ok(diesel::select(diesel::dsl::exists(rows)).get_result(conn)?)
 }
 
 /// Gives the group these positions, by partition and offset, where it has none yet.
-///
-/// # Errors
-/// The database's.
 pub fn create(conn: &mut PgConnection, group: &Group, positions: &[(i32, i64)]) -> Result<()> {
     let (partitions, offsets): (Vec<i32>, Vec<i64>) = positions.iter().copied().unzip();
     sql_query(
@@ -80,11 +71,8 @@ pub fn create(conn: &mut PgConnection, group: &Group, positions: &[(i32, i64)]) 
     Ok(())
 }
 
-/// Moves the group on, in the transaction that records what it has read, unless it isn't at `from` any more: answers whether it
+/// Moves the group on, in the transaction that records what it has read, unless it isn't at `from` any more: returns whether it
 /// was.
-///
-/// # Errors
-/// The database's.
 pub fn advance(
     conn: &mut PgConnection,
     group: &Group,
@@ -137,9 +125,6 @@ pub struct Standing {
 }
 
 /// Where the groups stand, or the one of them, sorted by group and partition.
-///
-/// # Errors
-/// The database's.
 pub fn list(conn: &mut PgConnection, group: Option<&Group>) -> Result<Vec<Standing>> {
     Ok(sql_query(
         r#"SELECT "group", partition, next_offset, skipped, repeated, missing FROM consumer_offset
@@ -150,10 +135,7 @@ pub fn list(conn: &mut PgConnection, group: Option<&Group>) -> Result<Vec<Standi
 }
 
 /// Puts the group at an offset, as if it had never read on from there: what it has recorded or skipped from there on is
-/// removed, and how much was recorded is answered.
-///
-/// # Errors
-/// The database's.
+/// removed, and how much was recorded is returned.
 pub fn reset(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64) -> Result<usize> {
     // First, so that a member that is recording just now is through, and the next one finds the group elsewhere.
     sql_query(
@@ -196,20 +178,14 @@ pub struct Contents {
 }
 
 /// What the group has recorded and skipped.
-///
-/// # Errors
-/// The database's.
 pub fn contents(conn: &mut PgConnection, group: &Group) -> Result<Contents> {
     let messages = message::table.filter(message::group.eq(group.as_str())).count().get_result(conn)?;
     let skipped = skipped_message::table.filter(skipped_message::group.eq(group.as_str())).count().get_result(conn)?;
     Ok(Contents { messages, skipped })
 }
 
-/// Removes the group with all that it has recorded and skipped, and answers what that was. Members that run would make it
+/// Removes the group with all that it has recorded and skipped, and returns what that was. Members that run would make it
 /// anew.
-///
-/// # Errors
-/// The database's.
 pub fn remove(conn: &mut PgConnection, group: &Group) -> Result<Contents> {
     // First, so that a member that is recording just now is through, and the next one finds no group.
     diesel::delete(consumer_offset::table.filter(consumer_offset::group.eq(group.as_str()))).execute(conn)?;

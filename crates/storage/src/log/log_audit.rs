@@ -20,7 +20,7 @@ use domain::log::Group;
 /// How many rows of each kind of error are named.
 const EXAMPLES: usize = 20;
 
-/// The kinds of errors, in the order in which [`run`] answers them.
+/// The kinds of errors, in the order in which [`run`] returns them.
 const CHECKS: [&str; 4] = [
     "gaps in the sequences",
     "sequences recorded more than once",
@@ -108,9 +108,6 @@ struct Example {
 
 /// Looks through all that the group has recorded: by partition, and by kind of error, with a count of 0 where all is well. To
 /// be run in a transaction of its own: all of it sees the same state.
-///
-/// # Errors
-/// The database's.
 pub fn run(conn: &mut PgConnection, group: &Group) -> Result<(Vec<Totals>, Vec<Finding>)> {
     sql_query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(conn)?;
     sql_query("SET LOCAL statement_timeout = 0").execute(conn)?;
@@ -199,9 +196,6 @@ pub struct Progress {
 }
 
 /// How far the group is, by partition.
-///
-/// # Errors
-/// The database's.
 pub fn progress(conn: &mut PgConnection, group: &Group) -> Result<Vec<Progress>> {
     Ok(sql_query(
         r#"SELECT p.partition, (SELECT count(*) FROM message_outbox w WHERE w.partition = p.partition) AS waiting,
@@ -214,9 +208,6 @@ pub fn progress(conn: &mut PgConnection, group: &Group) -> Result<Vec<Progress>>
 }
 
 /// What the group has recorded and skipped of the partition from this offset on.
-///
-/// # Errors
-/// The database's.
 pub fn contents_from(conn: &mut PgConnection, group: &Group, partition: i32, offset: i64) -> Result<Contents> {
     let messages = message::table
         .filter(message::group.eq(group.as_str()))

@@ -24,9 +24,6 @@ pub struct Found {
 /// How many messages have exactly this text, of those that were accepted since the partitions had these newest sequences:
 /// for a client that doesn't know whether its request took place, and has marked what it sent. Waits for everybody who is
 /// accepting messages just now, since one of them may be at that request.
-///
-/// # Errors
-/// The database's.
 pub fn times_accepted(conn: &mut PgConnection, text: &str, since: &[(i32, i64)]) -> Result<Found> {
     // Accepting takes no lock of its own, but that of the table which an INSERT holds to the commit.
     conn.transaction(|conn| sql_query("LOCK TABLE message_outbox IN SHARE MODE").execute(conn))?;
@@ -75,9 +72,6 @@ pub struct Recorded {
 }
 
 /// What the group has recorded of messages whose texts start with `prefix`. Goes over all that it has recorded.
-///
-/// # Errors
-/// The database's.
 pub fn recorded(conn: &mut PgConnection, group: &Group, prefix: &str) -> Result<Recorded> {
     Ok(sql_query(
         r#"SELECT count(*) AS messages, min(accepted_at) AS first_accepted_at, max(accepted_at) AS last_accepted_at,

@@ -9,9 +9,6 @@ use domain::log::proof::Epoch;
 use std::collections::BTreeSet;
 
 /// Registers an epoch, which is to be committed before anything is published in it. One that is registered stays as it is.
-///
-/// # Errors
-/// The database's.
 pub fn register(conn: &mut PgConnection, epoch: &Epoch) -> Result<()> {
     let row = (message_epoch::epoch.eq(epoch.name()), message_epoch::key.eq(epoch.key()));
     diesel::insert_into(message_epoch::table).values(row).on_conflict_do_nothing().execute(conn)?;
@@ -23,9 +20,6 @@ pub fn register(conn: &mut PgConnection, epoch: &Epoch) -> Result<()> {
 }
 
 /// Those of these epochs that are registered.
-///
-/// # Errors
-/// The database's.
 pub fn find(conn: &mut PgConnection, names: &BTreeSet<&str>) -> Result<Vec<Epoch>> {
     let rows: Vec<(String, Vec<u8>)> = message_epoch::table
         .filter(message_epoch::epoch.eq_any(names))

@@ -34,10 +34,7 @@ pub struct New<'a> {
     pub count: Option<i64>,
 }
 
-/// Accepts messages, and answers how many: none if there's no such partition.
-///
-/// # Errors
-/// The database's.
+/// Accepts messages, and returns how many: none if there's no such partition.
 pub fn append(conn: &mut PgConnection, new: &New<'_>, correlation_id: Option<&str>) -> Result<usize> {
     Ok(sql_query(
         "INSERT INTO message_outbox (partition, id, text, key, correlation_id)
@@ -135,9 +132,6 @@ impl Query for Look {
 impl RunQueryDsl<PgConnection> for Look {}
 
 /// Whether any partition has something to publish. Notes in `floors` from where on to look next time.
-///
-/// # Errors
-/// The database's.
 pub fn look(conn: &mut PgConnection, floors: &mut Floors, now: Instant) -> Result<bool> {
     if floors.is_due(now) {
         floors.note(now, Given::by("message_outbox_id", conn)?);
@@ -153,18 +147,12 @@ pub fn look(conn: &mut PgConnection, floors: &mut Floors, now: Instant) -> Resul
 }
 
 /// Keeps the partitions that have anything to publish, and that no other relay has, to the end of the transaction;
-/// answers what was taken of each by the transaction before: that may be nothing yet.
-///
-/// # Errors
-/// The database's.
+/// returns what was taken of each by the transaction before: that may be nothing yet.
 pub fn taken(conn: &mut PgConnection) -> Result<Vec<Taken>> {
     taken_above(conn, &Floors::default())
 }
 
 /// The same, where looking begins at the floors.
-///
-/// # Errors
-/// The database's.
 pub fn taken_above(conn: &mut PgConnection, floors: &Floors) -> Result<Vec<Taken>> {
     let (numbers, begin) = floors.all();
     let partitions: Vec<PartitionRow> = sql_query(
@@ -221,17 +209,11 @@ pub struct Published<'a> {
 
 /// Removes what is published, and takes up to `limit` further messages, of up to `bytes` in all (and one at least), of each
 /// partition that has nothing left.
-///
-/// # Errors
-/// The database's.
 pub fn advance(conn: &mut PgConnection, published: &[Published<'_>], limit: i64, bytes: i64) -> Result<()> {
     advance_above(conn, &Floors::default(), published, limit, bytes)
 }
 
 /// The same, where looking begins at the floors.
-///
-/// # Errors
-/// The database's.
 pub fn advance_above(
     conn: &mut PgConnection,
     floors: &Floors,
@@ -277,9 +259,6 @@ pub fn advance_above(
 }
 
 /// How many messages wait.
-///
-/// # Errors
-/// The database's.
 pub fn count(conn: &mut PgConnection) -> Result<i64> {
     Ok(message_outbox::table.count().get_result(conn)?)
 }

@@ -40,9 +40,6 @@ pub struct NewMessage<'a> {
 }
 
 /// Records messages, in the transaction that moves the group on.
-///
-/// # Errors
-/// The database's.
 pub fn record(conn: &mut PgConnection, messages: &[NewMessage<'_>]) -> Result<()> {
     insert_into(conn, "message", messages)
 }
@@ -99,9 +96,6 @@ pub fn try_out(conn: &mut PgConnection, group: &Group, partition: i32, offset: i
 }
 
 /// Which of these ids belong to messages of other programs that the group has recorded of the partition.
-///
-/// # Errors
-/// The database's.
 pub fn recorded_ids(conn: &mut PgConnection, group: &Group, partition: i32, ids: &[&str]) -> Result<BTreeSet<String>> {
     if ids.is_empty() {
         return Ok(BTreeSet::new());
@@ -154,9 +148,6 @@ pub enum Pick {
 
 /// Messages that the group has recorded, in the order of partition and offset. At most `limit` of them, and no further ones
 /// once their texts have `bytes` together.
-///
-/// # Errors
-/// The database's.
 pub fn page(conn: &mut PgConnection, group: &Group, pick: Pick, limit: i64, bytes: i64) -> Result<Vec<Message>> {
     // No condition that may not be meant: whichever plan it's run by begins at the place.
     let (place, partition, after) = match pick {
@@ -198,9 +189,6 @@ pub struct NewSkipped<'a> {
 }
 
 /// Keeps what was no message, the first 64 KiB of each, in the transaction that moves the group on.
-///
-/// # Errors
-/// The database's.
 pub fn skip(conn: &mut PgConnection, skipped: &[NewSkipped<'_>]) -> Result<()> {
     const BODY_MAX: usize = 65536;
     for one in skipped {
@@ -229,9 +217,6 @@ pub struct Skipped {
 }
 
 /// Up to `limit` of what the group has skipped, the newest first.
-///
-/// # Errors
-/// The database's.
 pub fn skipped(conn: &mut PgConnection, group: &Group, limit: i64) -> Result<Vec<Skipped>> {
     Ok(skipped_message::table
         .filter(skipped_message::group.eq(group.as_str()))

@@ -13,26 +13,17 @@ use diesel::{
 use domain::topology::{Retention, Topology};
 
 /// How many partitions there are.
-///
-/// # Errors
-/// The database's.
 pub fn count(conn: &mut PgConnection) -> Result<i32> {
     let count: i64 = message_partition::table.count().get_result(conn)?;
     Ok(i32::try_from(count).unwrap_or(i32::MAX))
 }
 
 /// The log's exchange and streams. How many those are is told here alone, so whoever declares them looks each time.
-///
-/// # Errors
-/// The database's.
 pub fn topology(conn: &mut PgConnection, retention: Retention) -> Result<Topology> {
     Ok(Topology::log(count(conn)?, retention))
 }
 
 /// Makes it so many partitions, unless there are more. Their streams must be there already.
-///
-/// # Errors
-/// The database's.
 pub fn extend_to(conn: &mut PgConnection, partitions: i32) -> Result<()> {
     sql_query("INSERT INTO message_partition (partition) SELECT generate_series(0, $1 - 1) ON CONFLICT DO NOTHING")
         .bind::<Integer, _>(partitions)
@@ -41,17 +32,11 @@ pub fn extend_to(conn: &mut PgConnection, partitions: i32) -> Result<()> {
 }
 
 /// What the ids of this log's messages begin with.
-///
-/// # Errors
-/// The database's.
 pub fn token(conn: &mut PgConnection) -> Result<String> {
     Ok(message_log::table.select(message_log::token).first(conn)?)
 }
 
 /// Up to which sequence a partition's messages are trusted without a proof; `None` while all are.
-///
-/// # Errors
-/// The database's.
 pub fn unproven_upto(conn: &mut PgConnection, partition: i32) -> Result<Option<i64>> {
     let upto =
         message_partition::table.find(partition).select(message_partition::unproven_upto).first(conn).optional()?;
@@ -59,9 +44,6 @@ pub fn unproven_upto(conn: &mut PgConnection, partition: i32) -> Result<Option<i
 }
 
 /// How many of these sequences, both ends included, no message has or will get: the database has become another one there.
-///
-/// # Errors
-/// The database's.
 pub fn unused_among(conn: &mut PgConnection, partition: i32, lowest: i64, highest: i64) -> Result<i64> {
     let count: Count = sql_query("SELECT message_unused_among($1, $2, $3) AS n")
         .bind::<Integer, _>(partition)
@@ -86,9 +68,6 @@ pub struct Partition {
 }
 
 /// All partitions, in their order.
-///
-/// # Errors
-/// The database's.
 pub fn list(conn: &mut PgConnection) -> Result<Vec<Partition>> {
     Ok(sql_query(
         "SELECT partition, seq, (SELECT count(*) FROM message_outbox o WHERE o.partition = p.partition) AS waiting

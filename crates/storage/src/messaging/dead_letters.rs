@@ -79,10 +79,7 @@ fn printable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// Keeps the messages; those that are there already stay as they are. Answers how many are new.
-///
-/// # Errors
-/// The database's.
+/// Keeps the messages; those that are there already stay as they are. Returns how many are new.
 pub fn record(conn: &mut PgConnection, letters: &[NewDeadLetter]) -> Result<usize> {
     let rows: Vec<_> = letters
         .iter()
@@ -112,9 +109,6 @@ pub fn record(conn: &mut PgConnection, letters: &[NewDeadLetter]) -> Result<usiz
 }
 
 /// Messages in this state (`None`: in any), the newest first, `limit` of those with ids below `before`.
-///
-/// # Errors
-/// The database's.
 pub fn list(
     conn: &mut PgConnection,
     state: Option<&str>,
@@ -138,9 +132,6 @@ pub fn list(
 }
 
 /// The ids of all messages that wait for an operator, of one queue or (`None`) of all, the oldest first.
-///
-/// # Errors
-/// The database's.
 pub fn waiting_ids(conn: &mut PgConnection, queue: Option<&str>) -> Result<Vec<i64>> {
     let mut query = dead_letter::table
         .filter(dead_letter::state.eq("waiting"))
@@ -154,9 +145,6 @@ pub fn waiting_ids(conn: &mut PgConnection, queue: Option<&str>) -> Result<Vec<i
 }
 
 /// How many messages wait for an operator.
-///
-/// # Errors
-/// The database's.
 pub fn count_waiting(conn: &mut PgConnection) -> Result<i64> {
     Ok(dead_letter::table.filter(dead_letter::state.eq("waiting")).count().get_result(conn)?)
 }

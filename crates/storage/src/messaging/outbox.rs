@@ -39,9 +39,6 @@ fn column<'a, T>(envelopes: &'a [Envelope], value: impl Fn(&'a Envelope) -> T) -
 }
 
 /// Commits the messages with whatever else the transaction does; the relay publishes them then.
-///
-/// # Errors
-/// The database's.
 pub fn push(conn: &mut PgConnection, envelopes: &[Envelope]) -> Result<()> {
     if envelopes.is_empty() {
         return Ok(());
@@ -88,9 +85,6 @@ fn of_row() -> SqlLiteral<Text> {
 }
 
 /// Whether there are messages for others than these. Notes in `floors` from where on to look next time.
-///
-/// # Errors
-/// The database's.
 pub fn look(conn: &mut PgConnection, floors: &mut Floors, except: &[Destination<'_>], now: Instant) -> Result<bool> {
     if floors.is_due(now) {
         floors.note(now, Given::by("outbox_id_seq", conn)?);
@@ -109,17 +103,11 @@ pub fn look(conn: &mut PgConnection, floors: &mut Floors, except: &[Destination<
 }
 
 /// The oldest `limit` messages that no other relay has in hand, kept from the others to the end of the transaction.
-///
-/// # Errors
-/// The database's.
 pub fn take(conn: &mut PgConnection, limit: i64) -> Result<Vec<Row>> {
     take_except(conn, &Floors::default(), &[], limit)
 }
 
 /// The same of those above the floor, for others than these.
-///
-/// # Errors
-/// The database's.
 pub fn take_except(
     conn: &mut PgConnection,
     floors: &Floors,
@@ -137,9 +125,6 @@ pub fn take_except(
 }
 
 /// The same of one destination's, from the message of this id on.
-///
-/// # Errors
-/// The database's.
 pub fn take_for(conn: &mut PgConnection, destination: Destination<'_>, from: i64, limit: i64) -> Result<Vec<Row>> {
     // However many the planner expects: the first are near, where those that were refused are.
     sql_query("SET LOCAL enable_sort = off").execute(conn)?;
@@ -164,9 +149,6 @@ fn row(columns: Columns) -> Row {
 }
 
 /// Removes messages that the broker has confirmed.
-///
-/// # Errors
-/// The database's.
 pub fn delete(conn: &mut PgConnection, ids: &[i64]) -> Result<()> {
     diesel::delete(outbox::table.filter(outbox::id.eq_any(ids))).execute(conn)?;
     Ok(())
@@ -178,9 +160,6 @@ pub fn look_from(floors: &mut Floors, id: i64) {
 }
 
 /// How many messages wait.
-///
-/// # Errors
-/// The database's.
 pub fn count(conn: &mut PgConnection) -> Result<i64> {
     Ok(outbox::table.count().get_result(conn)?)
 }

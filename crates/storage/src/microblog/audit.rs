@@ -100,11 +100,8 @@ const CHECKS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Runs every check; what it answers has a count of 0 where all is well. To be run in one repeatable-read
+/// Runs every check; what it returns has a count of 0 where all is well. To be run in one repeatable-read
 /// transaction, so that all checks see the same state.
-///
-/// # Errors
-/// The database's.
 pub fn run(conn: &mut PgConnection, mut progress: impl FnMut(&'static str)) -> Result<Vec<Finding>> {
     const EXAMPLES: i64 = 10;
     sql_query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(conn)?;

@@ -122,9 +122,6 @@ pub fn step(conn: &mut PgConnection, id: ImportId, size: u32) -> Result<Import> 
 
 /// Frees the request key of an import that is over, so that the same request is a new import from now on. Changes
 /// nothing where it isn't over.
-///
-/// # Errors
-/// The database's.
 pub fn release(conn: &mut PgConnection, id: ImportId) -> Result<()> {
     diesel::update(follower_import::table.find(id.0).filter(follower_import::state.eq_any(["done", "failed"])))
         .set(follower_import::request_key.eq(format!("over:{id}")))
@@ -133,9 +130,6 @@ pub fn release(conn: &mut PgConnection, id: ImportId) -> Result<()> {
 }
 
 /// Ends an import that can't go on; what it did stays. Changes nothing where it's over already.
-///
-/// # Errors
-/// The database's.
 pub fn fail(conn: &mut PgConnection, id: ImportId, error: &str) -> Result<()> {
     diesel::update(follower_import::table.find(id.0))
         .filter(follower_import::state.eq_any(["pending", "running"]))

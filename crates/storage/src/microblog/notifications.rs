@@ -59,7 +59,7 @@ pub struct Single<'a> {
     pub text: &'a str,
 }
 
-/// Notifies single users; answers how many rows are new. Deleted users are passed over. To be run in a transaction.
+/// Notifies single users; returns how many rows are new. Deleted users are passed over. To be run in a transaction.
 ///
 /// # Errors
 /// [`Error::NotFound`] when a user was never made or has no such channel.

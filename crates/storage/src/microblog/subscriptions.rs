@@ -102,9 +102,6 @@ struct ChunkEnd {
 }
 
 /// The highest of the next at most `size` ids above `after` of `author`'s followers; `None` when there are no more.
-///
-/// # Errors
-/// The database's.
 pub fn next_chunk(conn: &mut PgConnection, author: UserId, after: UserId, size: u32) -> Result<Option<UserId>> {
     let end = sql_query(
         "SELECT max(follower_id) AS upto FROM
@@ -129,9 +126,6 @@ pub struct Party {
 }
 
 /// The first `limit` users whom `follower` follows, by id.
-///
-/// # Errors
-/// The database's.
 pub fn authors_of(conn: &mut PgConnection, follower: UserId, limit: i64) -> Result<Vec<Party>> {
     Ok(subscription::table
         .inner_join(user::table.on(user::id.eq(subscription::author_id)))
@@ -143,9 +137,6 @@ pub fn authors_of(conn: &mut PgConnection, follower: UserId, limit: i64) -> Resu
 }
 
 /// The first `limit` users who follow `author`, by id.
-///
-/// # Errors
-/// The database's.
 pub fn followers_of(conn: &mut PgConnection, author: UserId, limit: i64) -> Result<Vec<Party>> {
     Ok(subscription::table
         .inner_join(user::table.on(user::id.eq(subscription::follower_id)))

@@ -78,9 +78,6 @@ fn insert(conn: &mut PgConnection, author: UserId, text: &TweetText) -> Result<O
 }
 
 /// Tweets, the newest first, `limit` of them after `offset`.
-///
-/// # Errors
-/// The database's.
 pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<Shown>> {
     Ok(tweet::table
         .inner_join(user::table)
@@ -93,9 +90,6 @@ pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<Show
 }
 
 /// The newest tweets of one author, the newest first.
-///
-/// # Errors
-/// The database's.
 pub fn of_author(conn: &mut PgConnection, author: UserId, limit: i64) -> Result<Vec<Shown>> {
     Ok(tweet::table
         .inner_join(user::table)

@@ -94,12 +94,9 @@ struct Id {
     id: i64,
 }
 
-/// Makes the users `<prefix>_<i>` for each `i` in the range, in one statement, and answers who is new: a login that is
+/// Makes the users `<prefix>_<i>` for each `i` in the range, in one statement, and returns who is new: a login that is
 /// taken is passed over. Every other one has a phone, of the range +999 that the numbering plan assigns to nobody; the
 /// others an e-mail address at example.com, which is made of the login. To be run in a transaction.
-///
-/// # Errors
-/// The database's.
 pub fn create_series(
     conn: &mut PgConnection,
     prefix: &str,
@@ -170,9 +167,6 @@ pub fn by_login(conn: &mut PgConnection, login: &str) -> Result<User> {
 }
 
 /// Users in order of their ids, `limit` of them after `offset`.
-///
-/// # Errors
-/// The database's.
 pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<User>> {
     Ok(user::table
         .filter(user::deleted_at.is_null())
@@ -184,9 +178,6 @@ pub fn page(conn: &mut PgConnection, offset: i64, limit: i64) -> Result<Vec<User
 }
 
 /// The first `limit` users who have followers, by id.
-///
-/// # Errors
-/// The database's.
 pub fn followed(conn: &mut PgConnection, limit: i64) -> Result<Vec<UserId>> {
     let followed: Vec<i64> = user::table
         .select(user::id)

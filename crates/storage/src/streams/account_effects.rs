@@ -21,9 +21,6 @@ pub struct Effect<'a> {
 
 /// Records the effects, in the transaction that moves the accounts' cursors and after that: so that ids grow, within one
 /// account, in the order of the commits.
-///
-/// # Errors
-/// The database's.
 pub fn record(conn: &mut PgConnection, worker: &str, effects: &[Effect<'_>]) -> Result<()> {
     sql_query(
         "INSERT INTO account_effect (account_id, seq, worker, work_ms)

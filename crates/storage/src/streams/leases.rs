@@ -22,9 +22,6 @@ fn ms(duration: Duration) -> i64 {
 
 /// Says that the member is there, forgets those that haven't said so for as long as `ttl`, and returns the others with
 /// it, sorted. A row that another session holds stays as it is, and its member a member: nobody waits for it.
-///
-/// # Errors
-/// The database's.
 pub fn attend(conn: &mut PgConnection, service: &str, holder: &str, ttl: Duration) -> Result<Vec<String>> {
     sql_query(
         "WITH own AS (
@@ -52,9 +49,6 @@ pub fn attend(conn: &mut PgConnection, service: &str, holder: &str, ttl: Duratio
 }
 
 /// Takes the member off the list. Its leases stay.
-///
-/// # Errors
-/// The database's.
 pub fn depart(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
     sql_query(
         "DELETE FROM member WHERE (service, holder) IN (
@@ -68,9 +62,6 @@ pub fn depart(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()
 
 /// Takes the member off the list, with all its leases: others may have them at once. What another session holds of it runs
 /// out by itself.
-///
-/// # Errors
-/// The database's.
 pub fn leave(conn: &mut PgConnection, service: &str, holder: &str) -> Result<()> {
     depart(conn, service, holder)?;
     give_back(conn, holder, None)
@@ -98,9 +89,6 @@ struct Resource {
 
 /// Makes the holder's leases run from now on for `ttl`, and returns which they are. One that has run out counts too, as
 /// long as nobody else has taken it; and so does one whose row another session holds, for nobody can take it meanwhile.
-///
-/// # Errors
-/// The database's.
 pub fn renew(conn: &mut PgConnection, holder: &str, ttl: Duration) -> Result<Vec<String>> {
     let renewed: Vec<Resource> = sql_query(
         "WITH free AS (SELECT resource FROM lease WHERE holder = $1 FOR UPDATE SKIP LOCKED),
@@ -127,9 +115,6 @@ pub struct Claimed {
 }
 
 /// Takes up to `limit` of the resources that nobody holds, or whose lease has run out.
-///
-/// # Errors
-/// The database's.
 pub fn claim(
     conn: &mut PgConnection,
     holder: &str,
@@ -155,9 +140,6 @@ pub fn claim(
 }
 
 /// Says that there are these resources, for anybody to take.
-///
-/// # Errors
-/// The database's.
 pub fn announce(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
     sql_query(
         "INSERT INTO lease (resource, expires_at) SELECT resource, clock_timestamp() FROM unnest($1) AS new (resource)
@@ -169,9 +151,6 @@ pub fn announce(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
 }
 
 /// Says that there aren't these resources any more, unless somebody has them.
-///
-/// # Errors
-/// The database's.
 pub fn remove(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
     sql_query("DELETE FROM lease WHERE resource = ANY ($1) AND (holder IS NULL OR expires_at < clock_timestamp())")
         .bind::<Array<Text>, _>(resources)
@@ -180,9 +159,6 @@ pub fn remove(conn: &mut PgConnection, resources: &[&str]) -> Result<()> {
 }
 
 /// Gives leases back, if they are still the holder's.
-///
-/// # Errors
-/// The database's.
 pub fn release(conn: &mut PgConnection, holder: &str, resources: &[&str]) -> Result<()> {
     give_back(conn, holder, Some(resources))
 }
@@ -200,9 +176,6 @@ pub struct Shortened {
 /// Has the leases on these resources, and the service's members, last no longer than from now on: whoever is there renews
 /// them in time, and whoever isn't is missed as usual. To be called before [`attend`] and [`claim`]. Twice as long as `ttl` is
 /// let pass, for whoever was given a longer one lately.
-///
-/// # Errors
-/// The database's.
 pub fn shorten(conn: &mut PgConnection, service: &str, ttl: Duration, resources: &[&str]) -> Result<Shortened> {
     let members = sql_query(
         "UPDATE member SET seen_at = clock_timestamp()
@@ -218,9 +191,6 @@ pub fn shorten(conn: &mut PgConnection, service: &str, ttl: Duration, resources:
 }
 
 /// The same for leases alone; returns how many there were.
-///
-/// # Errors
-/// The database's.
 pub fn shorten_leases(conn: &mut PgConnection, ttl: Duration, resources: &[&str]) -> Result<usize> {
     Ok(sql_query(
         "UPDATE lease SET expires_at = clock_timestamp() + $1 * interval '1 ms'
@@ -249,9 +219,6 @@ pub struct Lease {
 }
 
 /// The leases on these resources that there have been so far, sorted.
-///
-/// # Errors
-/// The database's.
 pub fn list(conn: &mut PgConnection, resources: &[&str]) -> Result<Vec<Lease>> {
     Ok(sql_query(
         "SELECT resource, holder, expires_at < clock_timestamp() AS expired FROM lease WHERE resource = ANY ($1)
@@ -273,9 +240,6 @@ pub struct Member {
 }
 
 /// The members of a service, sorted, those included that have died lately.
-///
-/// # Errors
-/// The database's.
 pub fn members(conn: &mut PgConnection, service: &str) -> Result<Vec<Member>> {
     Ok(sql_query(
         "SELECT holder, (extract(epoch FROM clock_timestamp() - seen_at) * 1000)::bigint AS seen_ms_ago FROM member

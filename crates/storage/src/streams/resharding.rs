@@ -12,9 +12,6 @@ use std::time::Duration;
 
 /// The exchange and the queues of every stream there is. How many queues that is is told here alone, so whoever declares
 /// them looks each time.
-///
-/// # Errors
-/// The database's.
 pub fn topology(conn: &mut PgConnection) -> Result<Topology> {
     let streams: Vec<(String, i32)> =
         stream::table.order(stream::stream_).select((stream::stream_, stream::queues)).load(conn)?;
@@ -24,9 +21,6 @@ pub fn topology(conn: &mut PgConnection) -> Result<Topology> {
 
 /// Runs `work` while no other session does so for the same stream; `None` if one is at it. The lock is the
 /// connection's: what `work` does by it, it does under the lock.
-///
-/// # Errors
-/// The database's.
 pub fn alone<T>(conn: &mut PgConnection, name: &str, work: impl FnOnce(&mut PgConnection) -> T) -> Result<Option<T>> {
     let key = locks::resharding(name);
     if !diesel::select(locks::pg_try_advisory_lock(key)).get_result::<bool>(conn)? {
@@ -39,7 +33,7 @@ pub fn alone<T>(conn: &mut PgConnection, name: &str, work: impl FnOnce(&mut PgCo
 }
 
 /// [`streams::divide`], in a transaction of its own, unless those who are appending aren't done within `limit`: so long
-/// at most do others wait that want to append. Answers whether it did.
+/// at most do others wait that want to append. Returns whether it did.
 ///
 /// # Errors
 /// As for [`streams::divide`].
@@ -56,9 +50,6 @@ pub fn divide_within(conn: &mut PgConnection, name: &str, layout: Layout, limit:
 
 /// How many messages that are to go to these queues wait for the relay: by the stream's exchange with one of the routing
 /// keys, or straight to a queue, as a replayed dead letter does.
-///
-/// # Errors
-/// The database's.
 pub fn unrelayed(conn: &mut PgConnection, name: &str, routing_keys: &[String], queues: &[String]) -> Result<i64> {
     let count: crate::Count = sql_query(
         "SELECT count(*) AS n FROM outbox

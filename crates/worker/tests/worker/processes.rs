@@ -108,7 +108,7 @@ impl Fleet {
             .expect("the process starts")
     }
 
-    /// Starts the worker again and again until a message is set aside and these are handled. Answers what it handled, and how
+    /// Starts the worker again and again until a message is set aside and these are handled. Returns what it handled, and how
     /// often it died of what.
     fn supervise(&self, scale: Scale, neighbours: &BTreeSet<String>) -> (Vec<String>, Vec<Option<i32>>) {
         let (mut handled, mut deaths) = (Vec::new(), Vec::new());
