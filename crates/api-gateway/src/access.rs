@@ -1,6 +1,6 @@
 //! What every request gets: a correlation id, a line in the log, and the headers that every answer has.
 
-use crate::{error::Error, gateway::chain};
+use crate::error::{Error, chain};
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest,
     body::MessageBody,

@@ -5,7 +5,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use serde::Serialize;
-use std::borrow::Cow;
+use std::{borrow::Cow, error::Error as StdError};
 
 /// Why a request failed. The text is for the client.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub(crate) enum Error {
     TimedOut,
     /// Anything else. The client learns nothing of it, the log everything.
     #[error("something went wrong here; the log has it under this answer's X-Correlation-Id")]
-    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Internal(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 /// What is wrong with one field.
@@ -144,6 +144,17 @@ impl ResponseError for Error {
         // `json` keeps a content type that is there.
         response.content_type("application/problem+json").json(problem)
     }
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 impl From<storage::Error> for Error {

@@ -1,11 +1,13 @@
 //! What handlers work with: the settings, and the database and password hashing off the threads that read and write HTTP.
 
-use crate::{error::Error, results, settings::HttpSettings};
+use crate::{
+    error::{Error, chain},
+    settings::HttpSettings,
+};
 use actix_web::{HttpRequest, rt::time::timeout, web};
 use futures_util::lock::Mutex as AsyncMutex;
 use password::Password;
 use std::{
-    error::Error as StdError,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -31,12 +33,11 @@ pub(crate) struct Shared {
     away_since: Arc<Mutex<Option<Instant>>>,
     /// Whether the schema was found to be complete; it won't lose anything later.
     migrated: Arc<AtomicBool>,
-    results: Arc<results::Cache>,
 }
 
 impl Shared {
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, away_since: Arc::default(), migrated: Arc::default(), results: Arc::default() }
+        Self { database, away_since: Arc::default(), migrated: Arc::default() }
     }
 
     /// Whether the database answers and has every migration.
@@ -69,17 +70,6 @@ impl Shared {
     }
 }
 
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
 impl Gateway {
     pub(crate) fn new(http: HttpSettings, shared: Shared) -> Self {
         Self { http, shared, hashing: Arc::default() }
@@ -88,11 +78,6 @@ impl Gateway {
     /// The gateway that serves this request.
     pub(crate) fn of(req: &HttpRequest) -> &web::Data<Self> {
         req.app_data().expect("every app is built with a gateway")
-    }
-
-    /// The totals that were computed lately.
-    pub(crate) fn results(&self) -> &Arc<results::Cache> {
-        &self.shared.results
     }
 
     /// When a usual request must have been answered.

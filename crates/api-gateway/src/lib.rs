@@ -81,6 +81,8 @@ pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server
     let pool_size = u32::try_from(http.blocking_threads).context("api_gateway.blocking_threads is too large")?;
     let database = Database::open(&storage::Settings { pool_size, ..settings.database }, SERVICE)?;
     let shared = Shared::new(database);
+    // Of all workers together, as `shared` is.
+    let results = web::Data::new(results::Cache::default());
 
     let address = listener.local_addr().context("can't tell the port")?;
     let (stop_grace_s, workers) = (http.stop_grace_ms.div_ceil(1000), http.workers);
@@ -89,6 +91,7 @@ pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(Gateway::new(http.clone(), shared.clone())))
+            .app_data(results.clone())
             .wrap(from_fn(access::observe))
             .configure(routes::configure)
     })

@@ -84,8 +84,7 @@ impl Cache {
 }
 
 /// What the cache has, or else the answer of the database.
-async fn totals(gateway: &Gateway, prefix: &str) -> Result<Arc<Totals>, Error> {
-    let cache = gateway.results().clone();
+async fn totals(gateway: &Gateway, cache: web::Data<Cache>, prefix: &str) -> Result<Arc<Totals>, Error> {
     let permit = match (cache.get(prefix), cache.computing.clone().try_lock_owned()) {
         ((Some(totals), fresh), permit) if fresh || permit.is_none() => return Ok(totals),
         ((None, true), _) => return Err(Error::TimedOut),
@@ -266,7 +265,11 @@ fn prefix(text: &str) -> Result<String, Invalid> {
     }
 }
 
-pub(crate) async fn get(gateway: web::Data<Gateway>, req: HttpRequest) -> Result<HttpResponse, Error> {
+pub(crate) async fn get(
+    gateway: web::Data<Gateway>,
+    cache: web::Data<Cache>,
+    req: HttpRequest,
+) -> Result<HttpResponse, Error> {
     /// How many events of an account are listed.
     const EVENTS_MAX: i64 = 60;
     let mut fields = Fields::parameters(&req);
@@ -276,7 +279,7 @@ pub(crate) async fn get(gateway: web::Data<Gateway>, req: HttpRequest) -> Result
     let (offset, limit) = fields::page(&mut fields);
     fields.finish(())?;
 
-    let totals = totals(&gateway, &prefix).await?;
+    let totals = totals(&gateway, cache, &prefix).await?;
     let named = || totals.disordered.iter().map(|account| account.key.clone()).collect::<Vec<_>>();
     let (only_these, matching) = match kind {
         Kind::All => (Only::All, totals.accounts),
