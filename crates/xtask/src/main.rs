@@ -5,7 +5,7 @@ mod suite;
 
 use std::{env, path::Path, process::ExitCode};
 
-const USAGE: &str = "usage: cargo xtask dependencies | test [OPTION OF CARGO TEST]...";
+const USAGE: &str = "usage: cargo xtask dependencies | test [--workspace | --package CRATE]...";
 
 fn main() -> anyhow::Result<ExitCode> {
     // Cargo starts it in whichever folder it was called.

@@ -13,17 +13,17 @@ use std::{
     time::Instant,
 };
 
-/// These load the machine with whole fleets or with servers of their own: one of them at a time, the longest first.
-const HEAVY: [&str; 4] = [
-    "crates/fleetctl/tests/fleet/main.rs",
-    "crates/message-recorder/tests/recorder/main.rs",
-    "crates/fleetctl/tests/fleetctl/main.rs",
-    "crates/ordering-lab/tests/lab/main.rs",
-];
+/// These load the machine with whole fleets and kill their servers: one of them at a time, the longest first.
+const HEAVY: [&str; 2] = ["crates/fleetctl/tests/fleet/main.rs", "crates/message-recorder/tests/recorder/main.rs"];
 
-/// Of all others, these take longest, and are begun first.
-const LONG: [&str; 3] =
-    ["crates/sequenced/tests/model/main.rs", "crates/broker/tests/broker.rs", "crates/worker/tests/worker/main.rs"];
+/// Of all others, these take a minute and more, and are begun first.
+const LONG: [&str; 5] = [
+    "crates/fleetctl/tests/fleetctl/main.rs",
+    "crates/sequenced/tests/model/main.rs",
+    "crates/ordering-lab/tests/lab/main.rs",
+    "crates/broker/tests/broker.rs",
+    "crates/worker/tests/worker/main.rs",
+];
 
 /// A bound against hanging, as `timeout` has it: several times what the longest binary takes by itself.
 const LIMIT: &str = "30m";
@@ -53,8 +53,8 @@ struct Totals {
     failures: Vec<String>,
 }
 
-/// Builds the tests that these options of `cargo test` choose and runs them. Prints each binary's output when it has ended, and
-/// returns whether all passed.
+/// Builds the tests of the packages that these options of `cargo test` choose, and runs them. Prints each binary's output when
+/// it has ended, and returns whether all passed.
 pub(crate) fn run(options: &[String]) -> anyhow::Result<bool> {
     let begin = Instant::now();
     let mut jobs = build(options)?;
@@ -197,5 +197,17 @@ impl Outcome {
             writeln!(out, "error: test failed ({}), to rerun pass `{}`\n", self.status, job.options)?;
         }
         Ok(out.flush()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_are_named_are_there() {
+        let missing: Vec<_> =
+            HEAVY.iter().chain(&LONG).filter(|path| !Path::new("../..").join(path).exists()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }
