@@ -69,7 +69,7 @@ fn image(value: Value) -> Result<(Bytes, Format), Invalid> {
         }
         Value::Json(_) => None,
     };
-    let image = image.ok_or_else(|| Invalid("must be a file, or its Base64 as a text".into()))?;
+    let image = image.ok_or_else(|| Invalid("must be a file, or its Base64 as a string".into()))?;
     match Format::of(&image) {
         Some(format) => Ok((image, format)),
         None => Err(Invalid("must be a PNG, JPEG or WebP image".into())),

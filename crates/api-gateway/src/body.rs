@@ -115,7 +115,7 @@ fn too_large(limit: usize) -> Error {
 async fn bytes(payload: Payload, limit: usize) -> Result<Bytes, Error> {
     match to_bytes_limited(BodyStream::new(payload), limit).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(Error::MalformedBody("the body arrived incomplete".into())),
+        Ok(Err(_)) => Err(Error::MalformedBody("the body is incomplete".into())),
         Err(_) => Err(too_large(limit)),
     }
 }
@@ -123,7 +123,7 @@ async fn bytes(payload: Payload, limit: usize) -> Result<Bytes, Error> {
 /// The parser's own message may quote the body; where it gave up is enough.
 pub(crate) fn not_json(error: &serde_json::Error) -> Error {
     let (line, column) = (error.line(), error.column());
-    Error::MalformedBody(format!("the body isn't JSON, as of line {line} column {column}").into())
+    Error::MalformedBody(format!("the body is not valid JSON at line {line} column {column}").into())
 }
 
 pub(crate) fn not_an_object() -> Error {
@@ -208,7 +208,7 @@ fn unquoted(text: &str) -> Option<(String, &str)> {
 
 async fn multipart(mut form: Multipart, limit: usize) -> Result<Fields, Error> {
     const PARTS_MAX: usize = 64;
-    let refused = || Error::MalformedBody("the body isn't multipart/form-data, or arrived incomplete".into());
+    let refused = || Error::MalformedBody("the body is not multipart/form-data, or is incomplete".into());
     let malformed = |_| refused();
     let (mut fields, mut left) = (Fields::default(), limit);
     let mut parts = 0;

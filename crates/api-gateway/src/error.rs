@@ -26,10 +26,10 @@ pub(crate) enum Error {
     #[error("the body took too long to arrive")]
     SlowBody,
     /// There is nothing at this path.
-    #[error("there is nothing at this path")]
+    #[error("no such path")]
     NoSuchPath,
     /// The path takes other methods.
-    #[error("this path takes {allow}")]
+    #[error("this path accepts {allow}")]
     MethodNotAllowed { allow: String },
     /// There is no such thing; says of what kind.
     #[error("unknown {0}")]
@@ -41,19 +41,19 @@ pub(crate) enum Error {
     #[error("{0}")]
     Conflict(&'static str),
     /// The database is away, or too busy.
-    #[error("the database is not available; try again")]
+    #[error("the database is not available; try again later")]
     Unavailable(#[source] storage::Error),
     /// Another transaction holds what this needs.
-    #[error("something else that is under way holds what this needs; try again")]
+    #[error("another operation holds what this needs; try again later")]
     Busy(#[source] storage::Error),
     /// Requests can't be served yet; says why.
     #[error("{0}")]
     NotReady(&'static str),
     /// It took too long.
-    #[error("this took too long; if it was to change something, that may have taken place all the same")]
+    #[error("this took too long; if it was to change something, the change may still have been made")]
     TimedOut,
     /// Anything else. The client learns nothing of it, the log everything.
-    #[error("something went wrong here; the log has it under this answer's X-Correlation-Id")]
+    #[error("something went wrong; the log has it under this response's X-Correlation-Id")]
     Internal(#[source] Box<dyn StdError + Send + Sync>),
 }
 
@@ -92,7 +92,7 @@ impl Error {
             Self::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
             }
-            Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow-body", "The body is late"),
+            Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow-body", "Request timeout"),
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "no-such-path", "No such path"),
             Self::MethodNotAllowed { .. } => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")

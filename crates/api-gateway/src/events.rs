@@ -56,7 +56,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             if members.refused.len() < REFUSED_MAX {
-                                members.refused.push((name, "is unknown here"));
+                                members.refused.push((name, "is not a recognised field"));
                             }
                             continue;
                         }
@@ -129,7 +129,7 @@ fn parse(body: &[u8]) -> Result<Events, Error> {
                 Some(_) if single.is_some() => {
                     fields.refuse("events", "must not be given together with accountId or payload");
                 }
-                None => fields.refuse("events", "is required in the absence of accountId and payload"),
+                None => fields.refuse("events", "is required without accountId and payload"),
                 Some(Err(_)) => fields.refuse("events", "must be a list"),
                 Some(Ok(Elements { count, .. })) if !(1..=EVENTS_MAX).contains(&count) => {
                     fields.refuse("events", format!("must hold 1 to {EVENTS_MAX} events"));
@@ -170,7 +170,7 @@ fn event(
     mut members: Members<'_>,
 ) -> Result<Option<(AccountId, Payload)>, Error> {
     if members.events.take().is_some() {
-        members.refused.push(("events".into(), "is unknown here"));
+        members.refused.push(("events".into(), "is not a recognised field"));
     }
     refuse(fields, path, &members);
     if members.payload.is_some_and(|payload| payload.get().len() > PAYLOAD_MAX) {
@@ -203,7 +203,7 @@ fn account_id(json: &str) -> Result<AccountId, Invalid> {
         true => serde_json::from_str(json).ok(),
         false => json.parse::<u64>().ok().map(|number| number.to_string()),
     };
-    let text = text.ok_or_else(|| Invalid("must be a text, or a whole number from 0".into()))?;
+    let text = text.ok_or_else(|| Invalid("must be a string, or a whole number from 0".into()))?;
     AccountId::parse(&text)
 }
 

@@ -82,7 +82,7 @@ fn cursor_after(tweet: TweetId) -> String {
 fn tweet_of(cursor: &str) -> Result<TweetId, Invalid> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| bytes.try_into().ok());
     let id = bytes.map(i64::from_be_bytes).filter(|id| *id > 0);
-    id.map(TweetId).ok_or_else(|| Invalid("must be a nextCursor of an earlier answer".into()))
+    id.map(TweetId).ok_or_else(|| Invalid("must be the nextCursor of an earlier response".into()))
 }
 
 #[cfg(test)]

@@ -114,7 +114,7 @@ impl Fields {
         let given = (self.has("email"), self.has("phone"));
         let detail = match given {
             (true, true) => "must not be given together with",
-            (false, false) => "is required in the absence of",
+            (false, false) => "is required without",
             _ => {
                 let email = self.optional("email", text(Email::parse)).map(Contact::Email);
                 let phone = self.optional("phone", text(Phone::parse)).map(Contact::Phone);
@@ -134,7 +134,7 @@ impl Fields {
     /// Every field that is wrong, missing or unknown.
     pub(crate) fn finish<R: Required>(mut self, required: R) -> Result<R::Values, Error> {
         for (name, _) in std::mem::take(&mut self.unread) {
-            self.refuse(&name, "is unknown here");
+            self.refuse(&name, "is not a recognised field");
         }
         match required.values() {
             Some(values) if self.errors.is_empty() => Ok(values),
@@ -184,8 +184,8 @@ fn invalid<T>(detail: impl Into<String>) -> Result<T, Invalid> {
 pub(crate) fn text<T>(parse: impl FnOnce(&str) -> Result<T, Invalid>) -> impl FnOnce(Value) -> Result<T, Invalid> {
     move |value| match value {
         Value::Text(text) | Value::Json(serde_json::Value::String(text)) => parse(&text),
-        Value::Json(_) => invalid("must be a text"),
-        Value::File(_) => invalid("must be a text in UTF-8"),
+        Value::Json(_) => invalid("must be a string"),
+        Value::File(_) => invalid("must be a string in UTF-8"),
     }
 }
 
@@ -281,7 +281,7 @@ mod tests {
                 "count must be a whole number",
                 "async must be true, false, 1 or 0",
                 "userId is required",
-                "extra is unknown here"
+                "extra is not a recognised field"
             ]
         );
     }

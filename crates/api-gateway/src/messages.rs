@@ -107,7 +107,7 @@ pub(crate) async fn get(gateway: web::Data<Gateway>, req: HttpRequest) -> Result
     let mut fields = Fields::parameters(&req);
     let group = fields.required("group", text(Group::parse));
     if fields.has("after") && !fields.has("partition") {
-        fields.refuse("after", "needs a partition, whose offset it is");
+        fields.refuse("after", "needs a partition");
     }
     let partition = fields.optional("partition", partition);
     let after = fields.optional("after", fields::between(0..=i64::MAX));

@@ -77,7 +77,7 @@ impl NewUser {
 }
 
 fn roles(value: Value) -> Result<Vec<String>, Invalid> {
-    let refused = || Invalid(format!("must be a list of at most {ROLES_MAX} texts of 1 to {ROLE_MAX} characters"));
+    let refused = || Invalid(format!("must be a list of at most {ROLES_MAX} strings of 1 to {ROLE_MAX} characters"));
     let Value::Json(serde_json::Value::Array(roles)) = value else { return Err(refused()) };
     if roles.len() > ROLES_MAX {
         return Err(refused());

@@ -35,7 +35,7 @@ pub enum Error {
         after: Duration,
     },
     /// The broker accepts no messages for now, because it lacks memory or disk.
-    #[error("the broker accepts no messages for now: {0}")]
+    #[error("the broker has blocked publishing: {0}")]
     Blocked(String),
     /// Heartbeats are off, so a frozen broker would never be noticed.
     #[error(
@@ -59,8 +59,8 @@ pub enum Error {
     },
     /// Something of this name exists with other arguments.
     #[error(
-        "{what} exists with other arguments: {difference}; `fleetctl topology migrate {name}` gives it those, and keeps its \
-         messages"
+        "{what} exists with other arguments: {difference}; `fleetctl topology migrate {name}` changes them, and \
+         keeps its messages"
     )]
     Conflict {
         /// Queue or exchange, and its name.

@@ -112,7 +112,7 @@ impl Link {
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         if self.is_blocked() {
-            return Some("it has blocked this process's messages, being short of memory or disk (an alarm)".into());
+            return Some("it has blocked publishing, being short of memory or disk (an alarm)".into());
         }
         let refused = self.refused();
         let name = |(destination, since): &(Destination, DateTime<Utc>)| {

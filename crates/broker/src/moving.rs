@@ -153,7 +153,7 @@ impl Moving {
                 Confirm::Ack(payload) if payload.multiple => open.retain(|tag| *tag > payload.delivery_tag),
                 Confirm::Ack(payload) => _ = open.remove(&payload.delivery_tag),
                 Confirm::Nack(_) => {
-                    let text = "the queue that they go to doesn't take them; is it full?".into();
+                    let text = "the target queue doesn't take them; is it full?".into();
                     return Err(Error::Refused { doing: MOVING, code: 0, text });
                 }
             }

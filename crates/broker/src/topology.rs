@@ -383,7 +383,7 @@ impl fmt::Display for Difference {
             ("", _) => "not set".to_owned(),
             (value, _) => value.to_owned(),
         };
-        write!(f, "its {} is {}, wanted is {}", self.argument, named(&self.has), named(&self.wanted))
+        write!(f, "its {} is {}, expected {}", self.argument, named(&self.has), named(&self.wanted))
     }
 }
 

@@ -73,10 +73,10 @@ impl Servers {
         // Only if neither server is named: never one of theirs and one of the checkout's.
         if servers.lacks::<DatabaseSection>()
             && servers.lacks::<BrokerSection>()
-            && let Some(path) = local_env(&env::current_dir().context("can't tell the current folder")?)
+            && let Some(path) = local_env(&env::current_dir().context("can't determine the current directory")?)
         {
             let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-            log::debug!("the servers are those of {}", path.display());
+            log::debug!("using the servers of {}", path.display());
             let lines = text.lines().filter_map(|line| line.split_once('='));
             servers.local = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
             for name in [DATABASE_URL, AMQP_URL] {

@@ -101,7 +101,7 @@ impl Login {
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let text = bounded(text, LOGIN_MAX)?;
         if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(Invalid("must not contain blanks or control characters".into()));
+            return Err(Invalid("must not contain whitespace or control characters".into()));
         }
         Ok(Self(text.into()))
     }

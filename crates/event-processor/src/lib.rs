@@ -36,11 +36,11 @@ pub const PROGRAM: Program = Program::new(
 #[derive(Deserialize)]
 struct Settings {
     sequenced: sequenced::Settings,
-    event_processor: Own,
+    event_processor: Section,
 }
 
 #[derive(Deserialize)]
-struct Own {
+struct Section {
     #[serde(flatten)]
     consuming: Consuming,
     lanes: usize,
@@ -54,7 +54,7 @@ struct Own {
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
     let (service, Settings { sequenced, event_processor }) = Service::begin(SERVICE)?;
-    let Own { consuming, lanes, work_ms, simulate_failures } = event_processor;
+    let Section { consuming, lanes, work_ms, simulate_failures } = event_processor;
     Processor {
         service: SERVICE,
         stream: ACCOUNT_EVENT,

@@ -71,7 +71,7 @@ fn sweep(database: &Database, interval: Duration, stop: &Stop) {
                 Ok(Some(piece)) => piece,
                 Ok(None) => break,
                 Err(error) => {
-                    log::warn!("the sweep goes on later: {:#}", anyhow::Error::new(error));
+                    log::warn!("the sweep pauses: {:#}", anyhow::Error::new(error));
                     break;
                 }
             };

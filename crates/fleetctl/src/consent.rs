@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 /// The word that says it beforehand.
 #[derive(clap::Args)]
 pub(crate) struct Consent {
-    /// Yes, remove it, without being asked
+    /// Don't ask for confirmation
     #[arg(long)]
     yes: bool,
 }
@@ -21,7 +21,7 @@ impl Consent {
             return Ok(());
         }
         if !io::stdin().is_terminal() {
-            bail!("{what}; say --yes if that's wanted, or --dry-run to look first: nothing was changed");
+            bail!("{what}; nothing was changed: pass --yes to do it, or --dry-run to see what it would do");
         }
         eprint!("{what}. Go on? [y/N] ");
         io::stderr().flush().context("can't ask")?;

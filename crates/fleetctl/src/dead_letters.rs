@@ -12,7 +12,7 @@ use storage::{
     dead_letters::{self, DeadLetter},
 };
 
-/// Messages that were set aside: look at them, send them once more, or give them up
+/// Messages that were set aside: list, replay or drop them
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     List(List),
@@ -64,7 +64,7 @@ pub(crate) struct Show {
     json: bool,
 }
 
-/// Send them once more, each to the queue that it died in alone, with its attempts counted afresh
+/// Send them again, each only to the queue that it died in, with its attempts counted from zero
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -75,7 +75,7 @@ pub(crate) struct Replay {
     which: Which,
 }
 
-/// Give them up; their rows stay, and say so
+/// Give them up; their rows stay, marked as dropped
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -84,7 +84,7 @@ Examples:
 pub(crate) struct Discard {
     #[command(flatten)]
     which: Which,
-    /// Yes, all of them
+    /// Don't ask for confirmation
     #[arg(long, required_if_eq("all", "true"))]
     yes: bool,
 }

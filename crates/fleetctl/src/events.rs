@@ -89,13 +89,13 @@ fn verify(args: &Verify, context: &Context, out: &mut dyn Write) -> anyhow::Resu
 /// Waits until nothing waits any more but what is parked, or the time is over.
 fn await_all(database: &Database, stream: &str, prefix: &str, deadline: Instant) -> anyhow::Result<()> {
     const POLL_INTERVAL: Duration = Duration::from_millis(250);
-    let progress = Progress::waiting("waiting until all events are through");
+    let progress = Progress::waiting("waiting for all events to be processed");
     loop {
         let backlog = stream_audit::backlog(&mut *database.connection()?, stream, prefix)?;
         if backlog.waiting == 0 || Instant::now() >= deadline {
             return Ok(());
         }
-        progress.say(&format!("{} aren't", backlog.waiting));
+        progress.say(&format!("{} events still pending", backlog.waiting));
         thread::sleep(POLL_INTERVAL);
     }
 }

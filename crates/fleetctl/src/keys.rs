@@ -22,7 +22,7 @@ use storage::{
     parked::{self, Change, Order, Standing},
 };
 
-/// Keys that are parked, because an event of theirs failed too often: look at them, and have them go on
+/// Keys that are parked because an event of theirs failed too often: list, retry or skip them
 ///
 /// The events of a parked key wait, in order; all other keys go on. Whatever is done here takes effect within seconds, in
 /// the key's order, and is recorded with who did it and when.
@@ -47,7 +47,7 @@ pub(crate) struct List {
     /// How many at most
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
-    /// Only those behind this one: the next page
+    /// Only those after this one: the next page
     #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     after: String,
     /// As a JSON array
@@ -55,7 +55,7 @@ pub(crate) struct List {
     json: bool,
 }
 
-/// Show how a key stands, parked or not: the event that is next, and what operators have done before
+/// Show a key's state, parked or not: its next event, and what operators have done so far
 ///
 /// Payloads may hold personal data.
 #[derive(clap::Args)]
@@ -75,7 +75,7 @@ pub(crate) struct Show {
     json: bool,
 }
 
-/// Try the next event again, with its attempts counted afresh
+/// Try the next event again, with its attempts counted from zero
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -97,7 +97,7 @@ pub(crate) struct Retry {
     seq: Option<i64>,
 }
 
-/// Go on behind the next event, which never takes effect; its row stays, and says who skipped it
+/// Skip the next event, which never takes effect; its row stays, and says who skipped it
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -108,7 +108,7 @@ pub(crate) struct Skip {
     change: One,
 }
 
-/// Put another payload in the place of the next event's, and try that; the old one is kept on record
+/// Replace the payload of the next event, and try that; the old one is kept on record
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -36,7 +36,7 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Where the servers are, the first of these that says so counts: --database-url and --amqp-url; DATABASE_URL and
+Where the servers are is taken from the first of these that is set: --database-url and --amqp-url; DATABASE_URL and
 AMQP_URL; the services' own settings (./config/local.toml, MURMURATION__DATABASE__URL, MURMURATION__BROKER__URL);
 .local/env in this folder or one above it, which `make run` writes.
 

@@ -56,7 +56,7 @@ fn await_database(database: &Database, wait: Duration) -> Result<Connection, Err
             Err(error @ Error::Unavailable(_)) if Instant::now() < deadline => {
                 progress
                     .get_or_insert_with(|| {
-                        eprintln!("the database isn't available, waiting for it up to {wait:?}");
+                        eprintln!("the database isn't available; waiting up to {wait:?}");
                         Progress::waiting("the database")
                     })
                     .say(&cause(&error));

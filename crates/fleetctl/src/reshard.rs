@@ -51,9 +51,9 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
         Resharding { stream, shards: *shards, conn, session, publisher, lease_ttl, interrupt, out }.run()
     })?;
     let Some(result) = result else {
-        bail!("{stream} is being resharded by somebody else just now");
+        bail!("{stream} is being resharded by another process");
     };
-    result.context("not finished; the same command goes on from here")
+    result.context("not finished; run the same command again to continue")
 }
 
 /// How long the broker may take to confirm what is moved.
@@ -97,7 +97,7 @@ impl Resharding<'_> {
         match self.reshard()? {
             ControlFlow::Continue(()) => Ok(Outcome::Done),
             ControlFlow::Break(Interrupted) => {
-                self.say("interrupted; the same command goes on from here")?;
+                self.say("interrupted; run the same command again to continue")?;
                 Ok(Outcome::Interrupted)
             }
         }
@@ -145,10 +145,10 @@ impl Resharding<'_> {
         if streams::layout(self.conn, self.stream)? == layout {
             return Ok(ControlFlow::Continue(()));
         }
-        let what = "waiting until those are done who have begun to accept events";
+        let what = "waiting for transactions that are accepting events";
         step!(self.wait(what, 2 * PAUSE, |this| {
             let divided = resharding::divide_within(this.conn, this.stream, layout, PAUSE)?;
-            Ok(if divided { None } else { Some("some aren't yet".into()) })
+            Ok(if divided { None } else { Some("some are still open".into()) })
         }));
         self.say(&format!("events go by {} from now on; queues that are worked on: {queues}", shards(self.shards)))?;
         Ok(ControlFlow::Continue(()))
@@ -180,7 +180,7 @@ impl Resharding<'_> {
     fn await_relayed(&mut self, old: &[i32]) -> Step<()> {
         let keys: Vec<_> = old.iter().map(|shard| shard_routing_key(*shard)).collect();
         let names: Vec<_> = old.iter().map(|shard| shard_queue(self.stream, *shard)).collect();
-        step!(self.wait("waiting until the relay has brought all messages to the old queues", POLL_INTERVAL, |this| {
+        step!(self.wait("waiting for the relay to bring all messages to the old queues", POLL_INTERVAL, |this| {
             let left = resharding::unrelayed(this.conn, this.stream, &keys, &names)?;
             Ok((left > 0).then(|| format!("{left} are left")))
         }));
@@ -230,7 +230,7 @@ impl Resharding<'_> {
 
     fn await_released(&mut self, old: &[i32]) -> Step<()> {
         let resources = self.resources(old);
-        step!(self.wait("waiting until processes have let go of the old queues", POLL_INTERVAL, |this| {
+        step!(self.wait("waiting for processes to let go of the old queues", POLL_INTERVAL, |this| {
             // Of a process that has died, if the clock was set back since.
             leases::shorten_leases(this.conn, this.lease_ttl, &names(&resources))?;
             let leases = leases::list(this.conn, &names(&resources))?;
@@ -241,7 +241,7 @@ impl Resharding<'_> {
             let consumed = this.looks(old)?.into_iter().find(|queue| queue.consumers > 0);
             Ok(consumed.map(|queue| format!("{} is still being consumed", queue.name)))
         }));
-        self.say("nobody works on them any more")?;
+        self.say("no process works on them any more")?;
         Ok(ControlFlow::Continue(()))
     }
 

@@ -149,7 +149,7 @@ fn numbers(layout: Layout) -> std::ops::Range<i32> {
 }
 
 fn depths(names: &[String], context: &Context) -> anyhow::Result<HashMap<String, QueueDepth>> {
-    let settings = context.broker_if_set()?.context("nothing says where the broker is (--amqp-url)")?;
+    let settings = context.broker_if_set()?.context("no broker address is given (--amqp-url)")?;
     let depths = broker::existing(&mut Session::open(&settings, "fleetctl")?, names)?;
     Ok(depths.into_iter().map(|depth| (depth.name.clone(), depth)).collect())
 }
@@ -169,7 +169,7 @@ fn processes(members: Vec<Member>, leases: &[Lease]) -> Vec<Process> {
 impl Report {
     fn write_text(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         if let Some(reason) = &self.queues_out_of_sight {
-            eprintln!("fleetctl: how full the queues are can't be told: {reason}");
+            eprintln!("fleetctl: can't tell how full the queues are: {reason}");
         }
         let seconds = |ms: i64| format!("{:.1} s", ms as f64 / 1000.0);
         let number = |number: Option<u32>| match number {

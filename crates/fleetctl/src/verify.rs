@@ -116,7 +116,7 @@ fn repair(args: &Args, context: &Context) -> anyhow::Result<Repair> {
         })?
     };
     if repair.totals.sum() > 0 {
-        eprintln!("going on with repair {}, which {} began", repair.id, visible(&repair.started_by));
+        eprintln!("continuing repair {}, which {} began", repair.id, visible(&repair.started_by));
     }
     let progress = Progress::waiting("repairing");
     let mut failures = 0;
@@ -134,7 +134,7 @@ fn repair(args: &Args, context: &Context) -> anyhow::Result<Repair> {
                 continue;
             }
             Err(failure) => {
-                bail!("{:#}; what is repaired stays so, and running it again goes on", failure.error())
+                bail!("{:#}; what is repaired stays repaired; run it again to continue", failure.error())
             }
         }
         progress.say(&format!("{}; {}", repair.place(), summary(&repair.totals, args.dry_run)));
@@ -157,7 +157,7 @@ fn write_repair(repair: &Repair, args: &Args, out: &mut dyn Write) -> anyhow::Re
         return Ok(());
     }
     let id = if args.dry_run { String::new() } else { format!(" {}", repair.id) };
-    let stopped = if repair.is_over() { "" } else { "; interrupted, run it again to go on" };
+    let stopped = if repair.is_over() { "" } else { "; interrupted, run it again to continue" };
     writeln!(out, "repair{id}: {}{stopped}", summary(&repair.totals, args.dry_run))?;
     Ok(())
 }
@@ -194,7 +194,7 @@ impl fmt::Display for Rest {
         f.write_str(&under_way.join(", "))?;
         if let Some(reason) = &self.blind {
             let separator = if under_way.is_empty() { "" } else { "; " };
-            write!(f, "{separator}the queues are out of sight: {reason}")?;
+            write!(f, "{separator}can't see the queues: {reason}")?;
         }
         Ok(())
     }
@@ -230,7 +230,7 @@ impl Flow {
     }
 
     fn depths(&mut self) -> Result<Vec<(String, u64)>, String> {
-        let settings = self.broker.as_ref().ok_or("nothing says where the broker is (--amqp-url)")?;
+        let settings = self.broker.as_ref().ok_or("no broker address is given (--amqp-url)")?;
         let chain = |error: broker::Error| format!("{:#}", anyhow::Error::from(error));
         let session = match &mut self.session {
             Some(session) => session,
@@ -248,7 +248,7 @@ impl Flow {
 
     /// Waits until nothing has been under way for some polls in a row; answers what is, where the time is over first.
     fn await_rest(&mut self, deadline: Instant) -> anyhow::Result<Rest> {
-        let progress = Progress::waiting("waiting until nothing is under way");
+        let progress = Progress::waiting("waiting for work in progress to finish");
         let mut quiet = 0;
         loop {
             let rest = self.look()?;
@@ -293,11 +293,11 @@ impl Report {
 
     fn write_text(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         if let Some(reason) = &self.rest.blind {
-            writeln!(out, "note    the queues are out of sight: {reason}")?;
+            writeln!(out, "note    can't see the queues: {reason}")?;
         }
         let level = if self.rest_required { "WRONG " } else { "note  " };
         for (place, count) in &self.rest.under_way {
-            writeln!(out, "{level}  still under way: {count} in {place}")?;
+            writeln!(out, "{level}  still in progress: {count} in {place}")?;
         }
         write_findings(&self.findings, out)?;
         if self.waiting_dead_letters > 0 {

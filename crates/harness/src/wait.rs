@@ -25,7 +25,7 @@ pub fn eventually_within<T>(limit: Duration, what: &str, mut probe: impl FnMut()
         if let Some(answer) = probe() {
             return answer;
         }
-        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        assert!(Instant::now() < end, "timed out after {limit:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }

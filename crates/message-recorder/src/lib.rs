@@ -48,13 +48,13 @@ pub struct Options {
 #[derive(Deserialize)]
 struct Settings {
     message_log: Retention,
-    message_recorder: Own,
+    message_recorder: Section,
 }
 
 /// The section `[message_recorder]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Own {
+struct Section {
     group: Group,
     from: Start,
     #[serde(flatten)]
@@ -122,7 +122,7 @@ impl Reading {
 /// When the settings can't be used, or a reader has died.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let (service, Settings { message_log, message_recorder }) = Service::begin(SERVICE)?;
-    let Own { group, from, reading } = message_recorder;
+    let Section { group, from, reading } = message_recorder;
     Recorder {
         group: options.group.clone().unwrap_or(group),
         from: options.from.unwrap_or(from),

@@ -131,7 +131,7 @@ impl Recorder {
                 } else if matches!(error.downcast_ref(), Some(storage::Error::Unavailable(_))) {
                     emit(DatabaseUnavailable { error: &chain, retry_in: Some(delay) });
                 } else {
-                    log::warn!(group = self.group.as_str(); "can't begin yet, tried again: {error:#}");
+                    log::warn!(group = self.group.as_str(); "can't begin yet; retrying: {error:#}");
                 }
             }
             if stop.wait(delay) {
@@ -160,7 +160,7 @@ impl Member {
                 Ok(()) => _ = away.reset(),
                 Err(error) if error.is::<storage::Error>() => {
                     if away.failed().1 {
-                        log::warn!("can't renew the leases on partitions, reading rests meanwhile: {error:#}");
+                        log::warn!("can't renew the leases on partitions; reading pauses: {error:#}");
                     }
                 }
                 Err(error) => return Err(error),
@@ -230,13 +230,16 @@ impl Member {
             held.iter().filter(|(_, reading)| reading.thread.is_finished()).map(|(number, _)| *number).collect();
         for partition in finished {
             let Some(reading) = held.remove(&partition) else { continue };
-            reading.thread.join().map_err(|_| anyhow!("a reader died of a bug; its panic is in the log"))?;
+            reading.thread.join().map_err(|_| anyhow!("a reader thread panicked; see the log"))?;
             let resource = self.shared.group.resource(partition);
             if there
                 && leases.held().contains(&resource)
                 && let Err(error) = leases.release(&[resource])
             {
-                log::warn!("the lease on a partition runs out by itself: {:#}", anyhow::Error::new(error));
+                log::warn!(
+                    "could not release the lease on a partition, which will expire: {:#}",
+                    anyhow::Error::new(error)
+                );
             }
         }
         Ok(())
@@ -259,7 +262,10 @@ impl Member {
             thread::sleep(HANDOVER);
         }
         if let Err(error) = leases.leave() {
-            log::warn!("the leases on partitions run out by themselves: {:#}", anyhow::Error::new(error));
+            log::warn!(
+                "could not release the leases on partitions, which will expire: {:#}",
+                anyhow::Error::new(error)
+            );
         }
     }
 }
@@ -269,8 +275,8 @@ fn health(begun: &Arc<AtomicBool>, held: &Arc<Mutex<Partitions>>, pulse: &Arc<Pu
     let (connected, going) = (held.clone(), held.clone());
     let said = |well: bool, otherwise: &str| if well { Ok(()) } else { Err(otherwise.to_owned()) };
     Health::new()
-        .live("member", move || said(pulse.is_alive(), "it hasn't moved for too long"))
-        .ready("group", move || said(begun.load(Ordering::Relaxed), "it hasn't begun; the log says why"))
+        .live("member", move || said(pulse.is_alive(), "it is stuck"))
+        .ready("group", move || said(begun.load(Ordering::Relaxed), "it hasn't begun; see the log"))
         .ready("broker", move || {
             let held = lock(&connected);
             said(held.values().all(|held| held.link.is_connected()), "not connected")

@@ -19,7 +19,7 @@ pub(crate) enum Trouble {
         first: i64,
     },
     /// The broker has lost messages, or all of them.
-    #[error("the group was to go on at offset {next}, and the stream ends {}", End(*.newest))]
+    #[error("the group's next offset is {next}, but the stream ends {}", End(*.newest))]
     Cut {
         /// What the group was to read next.
         next: i64,

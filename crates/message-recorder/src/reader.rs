@@ -178,7 +178,7 @@ impl Reader {
         if say && matches!(error.downcast_ref(), Some(storage::Error::Unavailable(_))) {
             emit(DatabaseUnavailable { error: &format_args!("{error:#}"), retry_in: Some(delay) });
         } else if say {
-            log::warn!(partition = self.partition; "can't read on for now: {error:#}");
+            log::warn!(partition = self.partition; "reading pauses: {error:#}");
         }
         self.stop.wait(delay);
     }
@@ -192,7 +192,7 @@ impl Reader {
     fn stay(&mut self, position: &Position, trouble: Trouble) {
         let group = self.shared.group.as_str();
         if let (Trouble::Trimmed { first, .. }, Trimmed::First) = (trouble, self.shared.reading.trimmed) {
-            log::warn!(group, partition = self.partition; "{trouble}: going on there");
+            log::warn!(group, partition = self.partition; "{trouble}: continuing there");
             let to = Position::placed(first, position.seq);
             let moved = self.shared.database.transaction_within(self.shared.reading.ttl(), |conn| {
                 let from = position.next_offset;

@@ -28,7 +28,7 @@ fn main() {
         program.main();
     }
     let names: Vec<_> = PROGRAMS.iter().map(|program| program.name).collect();
-    eprintln!("call this by a link of one of these names: {TOOL}, {}", names.join(", "));
+    eprintln!("call this program by a link with one of these names: {TOOL}, {}", names.join(", "));
     exit(2)
 }
 

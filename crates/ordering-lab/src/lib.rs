@@ -36,7 +36,7 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Where the servers are, the first of these that says so counts: --database-url and --amqp-url; DATABASE_URL and
+Where the servers are is taken from the first of these that is set: --database-url and --amqp-url; DATABASE_URL and
 AMQP_URL; the services' own settings; .local/env in this folder or one above it, which `make servers` writes. The database
 needs the schema: fleetctl migrate.
 

@@ -196,7 +196,7 @@ pub fn run() -> anyhow::Result<()> {
         let log = log.context("can't start a thread")?;
         repeat(outbox_relay, worker, stop, of_outbox, for_outbox, &mut outbox);
         outbox.close();
-        log.join().map_err(|_| anyhow!("the relay of the message log died of a bug; its panic is in the log"))
+        log.join().map_err(|_| anyhow!("the message log's relay thread panicked; see the log"))
     })
 }
 
@@ -205,7 +205,7 @@ fn checks(signs: &Arc<[Signs; 2]>, destinations: &Destinations, database: &Datab
     let destinations = destinations.clone();
     health::Health::new()
         .live("relay", move || match moving.iter().find(|signs| !signs.pulse.is_alive()) {
-            Some(Signs { of, .. }) => Err(format!("its loop for {of} hasn't moved for too long")),
+            Some(Signs { of, .. }) => Err(format!("the loop for {of} is stuck")),
             None => Ok(()),
         })
         .ready("broker", move || {
@@ -290,7 +290,7 @@ fn repeat(
                         // Somebody is just inserting.
                         Ok(false) => tired_at = Instant::now() + SLEEPS_AFTER,
                         Err(error) => {
-                            log::debug!("looks again and again, since it can't sleep: {error}");
+                            log::debug!("can't sleep, so it polls: {error}");
                             tired_at = Instant::now() + SLEEPLESS;
                         }
                     }

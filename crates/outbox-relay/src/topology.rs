@@ -105,7 +105,7 @@ impl Destinations {
         if self.known().look_at.take_if(|at| *at <= Instant::now()).is_some()
             && let Err(error) = self.declare_at(broker)
         {
-            log::warn!("can't look whether exchanges and queues are as they must be: {error}");
+            log::warn!("can't check exchanges and queues: {error}");
             self.known().look_at = Some(Instant::now() + LOOK_AGAIN);
         }
     }
@@ -131,10 +131,10 @@ impl Known {
     fn note(&mut self, topology: Topology, refused: Vec<broker::Refused>) {
         let was_known = |new: &broker::Refused| self.refused.iter().any(|old| old.name == new.name);
         for broker::Refused { error, .. } in refused.iter().filter(|new| !was_known(new)) {
-            log::error!("publishes nothing there until it's put right: {error}");
+            log::error!("not publishing there until it is fixed: {error}");
         }
         if refused.is_empty() && !self.refused.is_empty() {
-            log::info!("all exchanges and queues are as they must be again");
+            log::info!("all exchanges and queues are declared correctly again");
         }
         let look_at = (!refused.is_empty()).then(|| Instant::now() + LOOK_AGAIN);
         *self = Self { topology, refused, look_at };

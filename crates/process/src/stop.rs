@@ -42,14 +42,14 @@ impl Stop {
             for signal in signals.forever() {
                 let name = signal_name(signal).unwrap_or("a signal");
                 if requested.is_requested() {
-                    log::warn!("{name} again: ending at once");
+                    log::warn!("{name} again: exiting immediately");
                     process::exit(128 + signal);
                 }
                 log::info!("{name}: stopping after the work in hand");
                 requested.request();
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    log::warn!("the work in hand isn't done after {grace:?}: ending, it will be handed out again");
+                    log::warn!("the work in hand isn't finished after {grace:?}; exiting, it will be redelivered");
                     telemetry::flush();
                     process::exit(0);
                 });

@@ -41,7 +41,7 @@ impl<H: Handler> BatchHandler for Intake<H> {
         if committed && positive {
             Ok(())
         } else {
-            Err(Failure::permanent("no such event is committed: events come in over HTTP"))
+            Err(Failure::permanent("no such event is committed; events are accepted over HTTP alone"))
         }
     }
 }

@@ -160,7 +160,7 @@ struct EndProcess;
 impl Drop for EndProcess {
     fn drop(&mut self) {
         if thread::panicking() {
-            log::error!("a thread died of a bug, whose panic was reported; the process ends");
+            log::error!("a thread panicked; see the log. The process exits");
             telemetry::flush();
             process::exit(EX_SOFTWARE);
         }

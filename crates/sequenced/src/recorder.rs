@@ -322,7 +322,7 @@ impl<H: Handler> Recorder<H> {
                     None => {
                         let (delay, say) = away.failed();
                         if say {
-                            log::error!("can't record how events fared: {:#}", anyhow::Error::new(error));
+                            log::error!("can't record what became of events: {:#}", anyhow::Error::new(error));
                         }
                         thread::sleep(delay);
                     }

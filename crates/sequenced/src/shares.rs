@@ -57,7 +57,7 @@ impl<D> Sharer<D> {
                 Err(error) => {
                     if away.failed().1 {
                         let error = anyhow::Error::new(error);
-                        log::warn!("can't renew the leases on shards, their events rest meanwhile: {error:#}");
+                        log::warn!("can't renew the leases on shards; their events pause: {error:#}");
                     }
                 }
             }
@@ -86,7 +86,7 @@ impl<D> Sharer<D> {
             thread::sleep(HANDOVER);
         }
         if let Err(error) = self.leases.leave() {
-            log::warn!("the leases on shards run out by themselves: {:#}", anyhow::Error::new(error));
+            log::warn!("could not release the leases on shards, which will expire: {:#}", anyhow::Error::new(error));
         }
     }
 

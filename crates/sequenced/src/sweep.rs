@@ -34,7 +34,7 @@ impl<D> Sweep<D> {
             match self.sweep_once(&mut after) {
                 Ok(()) => {}
                 // The intake says so; it's due again next time.
-                Err(error) => log::debug!("the sweep goes on later: {:#}", anyhow::Error::new(error)),
+                Err(error) => log::debug!("the sweep pauses: {:#}", anyhow::Error::new(error)),
             }
         }
     }

@@ -211,7 +211,7 @@ impl Layers {
             // The error's own text would show the value.
             ConfigError::Type { key, expected, .. } => (key.unwrap_or_default(), format!("must be {expected}")),
             ConfigError::At { error, key, .. } => (key.unwrap_or_default(), error.to_string()),
-            ConfigError::NotFound(key) => (key, "there is no such setting, but the service asks for it".to_owned()),
+            ConfigError::NotFound(key) => (key, "no such setting in default.toml".to_owned()),
             other => (String::new(), other.to_string()),
         };
         match self.values.get(key.split('[').next().unwrap_or_default()) {

@@ -49,7 +49,7 @@ pub fn alone<T>(conn: &mut PgConnection, key: i64, work: impl FnOnce(&mut PgConn
     while !diesel::select(pg_try_advisory_lock(key)).get_result::<bool>(conn)? {
         asked += 1;
         if asked == PATIENCE {
-            return Err(Error::Conflict("somebody else does the same, and doesn't come to an end"));
+            return Err(Error::Conflict("another process is doing the same, and doesn't finish"));
         }
         thread::sleep(PAUSE);
     }

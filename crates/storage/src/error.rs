@@ -13,11 +13,11 @@ pub enum Error {
     #[error("the database is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Another transaction came first: the same again may pass. [`crate::Database::transaction`] tries that.
-    #[error("another transaction came first")]
+    #[error("another transaction was first")]
     Contention(#[source] Diesel),
     /// Another transaction has held what this needs for longer than it may wait: nothing of this one took place, and the
     /// same again may pass.
-    #[error("another transaction holds what this needs for too long")]
+    #[error("another transaction held a lock for too long")]
     Locked(#[source] Diesel),
     /// The statement ran past its time limit: nothing of the transaction took place.
     #[error("the statement took too long")]

@@ -244,8 +244,8 @@ impl Database {
         self.pool.get().map_err(|error| Error::Unavailable(error.into()))
     }
 
-    /// Runs `work` in one transaction: all of it takes place, or, upon an error, nothing. Repeats it where another
-    /// transaction came first, so `work` must have no effects elsewhere.
+    /// Runs `work` in one transaction: all of it takes place, or, upon an error, nothing. Repeats it where another transaction
+    /// was first, so `work` must have no effects elsewhere.
     ///
     /// # Errors
     /// Those of `work`, and [`Error::Unavailable`]: then the commit may have taken place all the same.
@@ -293,7 +293,8 @@ impl Database {
         self.transaction(|conn| {
             // In one round trip.
             sql_query(
-                "SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('lock_timeout', $2, true)",
+                "SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('lock_timeout', $2, \
+                 true)",
             )
             .bind::<Text, _>(idle.as_millis().max(1).to_string())
             .bind::<Text, _>(wait.as_millis().max(1).to_string())

@@ -129,7 +129,7 @@ impl Event for MessageRetried<'_> {
         log::warn!(
             queue = self.queue, message_id = self.message_id, correlation_id = self.correlation_id,
             attempt = self.attempt, delay_ms = millis(self.delay), error:% = self.error;
-            "a message failed and waits for another attempt"
+            "a message failed and will be retried"
         );
         metrics::QUEUE_RETRIED.add(self.queue, 1);
     }
@@ -172,7 +172,7 @@ pub struct MessagesSuspected<'a> {
 
 impl Event for MessagesSuspected<'_> {
     fn emit(self) {
-        log::info!(queue = self.queue, messages = self.messages; "redelivered messages are handled one by one");
+        log::info!(queue = self.queue, messages = self.messages; "messages that may have ended a process are handled one at a time");
     }
 }
 
@@ -194,7 +194,7 @@ impl Event for TimeLimitExceeded<'_> {
         log::error!(
             queue = self.queue, message_id = self.message_id, correlation_id = self.correlation_id,
             limit_ms = millis(self.limit);
-            "a handler ran past its time limit; the process ends"
+            "a handler exceeded its time limit; the process exits"
         );
         crate::flush();
     }
@@ -274,7 +274,7 @@ pub struct BrokerBlocked<'a> {
 
 impl Event for BrokerBlocked<'_> {
     fn emit(self) {
-        log::warn!(reason = self.reason; "the broker accepts nothing for now");
+        log::warn!(reason = self.reason; "the broker has blocked publishing");
         metrics::BROKER_BLOCKED.add("", 1);
     }
 }
@@ -285,7 +285,7 @@ pub struct BrokerUnblocked;
 
 impl Event for BrokerUnblocked {
     fn emit(self) {
-        log::info!("the broker accepts messages again");
+        log::info!("the broker has unblocked publishing");
     }
 }
 
@@ -305,7 +305,7 @@ impl Event for DestinationRefusing<'_> {
     fn emit(self) {
         log::warn!(
             exchange = self.exchange, routing_key = self.routing_key, since_ms = millis(self.since);
-            "a queue takes no messages; they are published again on a new channel"
+            "a queue takes no messages; retrying on a new channel"
         );
         metrics::BROKER_REFUSING.add("", 1);
     }
@@ -479,7 +479,7 @@ impl Event for MessagesRecorded<'_> {
         if self.missing > 0 {
             log::error!(
                 group = self.group, partition = self.partition, messages = self.missing;
-                "the broker had confirmed messages that it doesn't have any more"
+                "the broker lost messages that it had confirmed"
             );
         }
         metrics::GROUP_RECORDED.add(self.group, self.messages);
@@ -509,7 +509,7 @@ impl Event for MessageSkipped<'_> {
     fn emit(self) {
         log::warn!(
             group = self.group, partition = self.partition, offset = self.offset, reason:% = self.reason;
-            "skipped what is no message"
+            "skipped a record that is no message"
         );
         metrics::GROUP_SKIPPED.add(self.group, 1);
     }
@@ -558,7 +558,7 @@ impl Event for PartitionsChanged<'_> {
         log::info!(
             group = self.group, held = self.held, taken = self.taken, taken_over = self.taken_over,
             given_up = self.given_up, members = self.members;
-            "the partitions read by this process have changed"
+            "the partitions of this process have changed"
         );
         metrics::GROUP_TAKEN_OVER.add(self.group, self.taken_over);
     }
@@ -664,7 +664,7 @@ impl Event for EventFailed<'_> {
                 log::warn!(
                     stream = self.stream, key = self.key, seq = self.seq, attempt = self.attempt,
                     delay_ms = millis(delay), error:% = self.error;
-                    "an event failed and waits for another attempt"
+                    "an event failed and will be retried"
                 );
                 metrics::STREAM_RETRIED.add(self.stream, 1);
             }
@@ -697,7 +697,7 @@ impl Event for EventOverran<'_> {
     fn emit(self) {
         log::error!(
             stream = self.stream, key = self.key, seq = self.seq, limit_ms = millis(self.limit);
-            "an event's handling ran past its time limit; the process ends"
+            "an event exceeded its time limit; the process exits"
         );
         crate::flush();
     }
@@ -714,7 +714,7 @@ pub struct EventsSwept<'a> {
 
 impl Event for EventsSwept<'_> {
     fn emit(self) {
-        log::debug!(stream = self.stream, keys = self.keys; "the sweep found events that waited");
+        log::debug!(stream = self.stream, keys = self.keys; "the sweep found waiting events");
         metrics::STREAM_SWEPT.add(self.stream, self.keys);
     }
 }
@@ -739,7 +739,7 @@ impl Event for EventsPutOff<'_> {
         if self.say {
             log::warn!(
                 stream = self.stream, events = self.events, key = self.key, waited_ms = millis(self.waited);
-                "events wait for rows that another session holds"
+                "events wait for rows locked by another session"
             );
         }
         metrics::STREAM_PUT_OFF.add(self.stream, self.events);
@@ -763,7 +763,7 @@ impl Event for ClockSetBack<'_> {
     fn emit(self) {
         log::warn!(
             of = self.of, leases = self.leases, members = self.members, waits = self.waits;
-            "the database's clock was set back: what would last for too long was shortened"
+            "the database's clock went back; times too far ahead were shortened"
         );
         metrics::CLOCK_SET_BACK.add(self.of, self.leases + self.members + self.waits);
     }
@@ -791,7 +791,7 @@ impl Event for ShardsChanged<'_> {
         log::info!(
             stream = self.stream, held = self.held, taken = self.taken, taken_over = self.taken_over,
             given_up = self.given_up, members = self.members;
-            "the shards held have changed"
+            "the shards of this process have changed"
         );
         metrics::STREAM_TAKEN_OVER.add(self.stream, self.taken_over);
     }

@@ -168,7 +168,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
                 Err(error) => {
                     let (delay, say) = refused.failed();
                     if say {
-                        log::error!("can't consume, waiting for the broker to be put right: {error}");
+                        log::error!("can't consume until the broker is fixed: {error}");
                     }
                     self.shared.stop.wait(delay);
                 }
@@ -286,7 +286,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             ) {
                 Course::Wait => self.wait_for_database(failure.error())?,
                 Course::Divide => {
-                    log::info!("a batch of {} failed, its halves are tried: {:#}", items.len(), failure.error());
+                    log::info!("a batch of {} failed; trying its halves: {:#}", items.len(), failure.error());
                     let right = items.split_off(items.len() / 2);
                     self.handle(items)?;
                     items = right;
@@ -368,7 +368,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             };
             let (delay, say) = backoff.failed();
             if say {
-                log::warn!("published again until the broker confirms it: {why}");
+                log::warn!("publishing again until the broker confirms it: {why}");
             }
             if self.shared.stop.wait(delay) || !self.consumer.connected() {
                 return Err(Interrupted);
@@ -391,7 +391,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
             let Err(error) = declared else { break };
             let (delay, say) = backoff.failed();
             if say {
-                log::error!("can't send messages on, waiting for the broker to be put right: {error}");
+                log::error!("can't forward messages until the broker is fixed: {error}");
             }
             needs.note_onward((!error.is_lost()).then(|| error.to_string()));
             if self.shared.stop.wait(delay) || !self.consumer.connected() {
@@ -449,7 +449,7 @@ impl<'a, H: BatchHandler, F: Fn() -> H> Loop<'a, H, F> {
         self.record(&suspects(&received), |ledger, suspects| ledger.clear(suspects))?;
         let acked = self.consumer.ack(received.into_iter().filter_map(|received| received.ticket));
         if acked.stale > 0 {
-            log::info!("{} messages come again: the connection was lost before the ack", acked.stale);
+            log::info!("{} messages will be redelivered: the connection was lost before the ack", acked.stale);
         }
         Ok(())
     }

@@ -61,7 +61,7 @@ impl Needs {
             {
                 return Err(refused.error);
             } else {
-                log::warn!("left as it is, others need it: {}", refused.error);
+                log::warn!("not this service's, left as it is: {}", refused.error);
             }
         }
         // What there is to be consumed besides goes on.

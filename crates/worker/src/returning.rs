@@ -31,7 +31,7 @@ const IDLE: Duration = Duration::from_millis(250);
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Why a message is set aside whose queue isn't there.
-const GONE: &str = "its queue was gone when it was to be tried again";
+const GONE: &str = "its queue was gone when it was due for another attempt";
 
 /// Consumes [`queue::RETURN`].
 pub(crate) struct Returner {
@@ -85,9 +85,7 @@ impl Returner {
                 Err(error) => {
                     let (delay, say) = self.away.failed();
                     if say {
-                        log::error!(
-                            "can't bring failed messages back, waiting for the broker to be put right: {error}"
-                        );
+                        log::error!("can't bring failed messages back until the broker is fixed: {error}");
                     }
                     stop.wait(delay);
                 }

@@ -122,7 +122,7 @@ impl<H: BatchHandler, F: Fn() -> H + Sync> Worker<F> {
                     .push(thread::Builder::new().name(name).spawn_scoped(scope, work).context("can't start a thread")?);
             }
             for thread in threads {
-                thread.join().map_err(|_| anyhow!("a consumer died of a bug; its panic is in the log"))??;
+                thread.join().map_err(|_| anyhow!("a consumer thread panicked; see the log"))??;
             }
             Ok(())
         })
@@ -149,9 +149,7 @@ fn health(
     let said = |well: bool, otherwise: &str| if well { Ok(()) } else { Err(otherwise.to_owned()) };
     let needs = needs.clone();
     Health::new()
-        .live("worker", move || {
-            said(pulses.iter().all(|pulse| pulse.is_alive()), "a consumer hasn't moved for too long")
-        })
+        .live("worker", move || said(pulses.iter().all(|pulse| pulse.is_alive()), "a consumer is stuck"))
         .ready("broker", move || {
             let mut links = consuming.iter().chain(&publishing);
             match needs.all_trouble().or_else(|| links.find_map(Link::held_up)) {

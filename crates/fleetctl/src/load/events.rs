@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// How many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
-    /// What the accounts are drawn by
+    /// The seed that accounts are drawn with
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// What the accounts' ids start with; without it a label that no run has had before
@@ -151,7 +151,7 @@ fn await_all(
         let mut line =
             format!("longest account: {}, {} events, {:.1} s of work", longest.key, longest.events, work.as_secs_f64());
         if !work.is_zero() {
-            write!(line, "; all took {:.3} times as long", took.as_secs_f64() / work.as_secs_f64())?;
+            write!(line, "; all of it took {:.3} times as long", took.as_secs_f64() / work.as_secs_f64())?;
         }
         writeln!(out, "{line}")?;
     }

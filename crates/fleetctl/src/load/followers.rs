@@ -5,7 +5,7 @@ use domain::UserId;
 use std::io::Write;
 use storage::imports;
 
-/// Make followers of one author, <prefix>_0, <prefix>_1, …, straight in the database
+/// Make followers of one author, <prefix>_0, <prefix>_1, …, directly in the database
 ///
 /// They come to be as an import over HTTP makes them, with the author's newest tweets in their feeds. A login that is
 /// taken is passed over, so running it again changes nothing.
@@ -45,7 +45,7 @@ pub(crate) fn run(
     while !import.is_over() && !interrupt.is_set() {
         let next = database
             .transaction(|conn| imports::step(conn, import.id, STEP))
-            .with_context(|| format!("{} followers were made or skipped, then", import.next_index))?;
+            .with_context(|| format!("after {} followers", import.next_index))?;
         progress.advance(u64::from(next.next_index.abs_diff(import.next_index)));
         import = next;
     }

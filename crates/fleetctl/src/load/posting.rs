@@ -132,7 +132,7 @@ impl Posted {
     pub(super) fn tell(&self, what: &str, count: u64, out: &mut dyn Write) -> anyhow::Result<u64> {
         let left = count - self.accepted;
         let pace = pace(self.accepted, self.elapsed);
-        writeln!(out, "{what}: {} accepted, {left} not known to be; {pace}", self.accepted)?;
+        writeln!(out, "{what}: {} accepted, {left} unconfirmed; {pace}", self.accepted)?;
         self.tell_failures(out)?;
         Ok(left)
     }
@@ -249,7 +249,7 @@ impl<L: Fn(&Request) -> anyhow::Result<Found>> Delivery<'_, L> {
                     reason
                 }
             };
-            log::info!("a request is tried again if need be: {reason}");
+            log::info!("retrying a request: {reason}");
             let mut doubt = "";
             loop {
                 self.interrupt.sleep_until(Instant::now() + wait);
@@ -261,8 +261,8 @@ impl<L: Fn(&Request) -> anyhow::Result<Found>> Delivery<'_, L> {
                     match (self.look)(request) {
                         Ok(Found { times: 1.., .. }) => return Ok(()),
                         Ok(Found { is_all: true, .. }) => (is_told, doubt) = (true, ""),
-                        Ok(_) => doubt = "; whether it took place all the same can't be told",
-                        Err(error) => log::info!("can't look for what a request holds: {error:#}"),
+                        Ok(_) => doubt = "; it may have been accepted all the same",
+                        Err(error) => log::info!("can't check whether a request was accepted: {error:#}"),
                     }
                 }
                 ensure!(Instant::now() < deadline, "{reason}{doubt}");
@@ -307,11 +307,11 @@ impl Doubles {
         if certain > 0 {
             writeln!(
                 out,
-                "  {certain} were accepted twice: their first request came through after it had been given up"
+                "  {certain} were accepted twice: the first request came through after it had been given up"
             )?;
         }
         if possible > 0 {
-            writeln!(out, "  {possible} may have been accepted twice: that can't be told")?;
+            writeln!(out, "  {possible} may have been accepted twice")?;
         }
         Ok(certain + possible == 0)
     }

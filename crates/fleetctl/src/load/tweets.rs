@@ -12,7 +12,7 @@ use storage::{Database, outbox, tweets, users};
 use ureq::Agent;
 use uuid::Uuid;
 
-/// Post tweets, through the gateway or straight in the database
+/// Post tweets, through the gateway or directly in the database
 ///
 /// The same seed makes the same tweets; which one of an author comes first is up to the connections.
 #[derive(clap::Args)]

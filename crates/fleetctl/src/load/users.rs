@@ -5,7 +5,7 @@ use domain::values::ImportPlan;
 use std::io::Write;
 use storage::{Database, users};
 
-/// Make the users <prefix>_0, <prefix>_1, … straight in the database
+/// Make the users <prefix>_0, <prefix>_1, … directly in the database
 ///
 /// Every other one has an e-mail address at example.com, the others a phone number that belongs to nobody. None has a
 /// password. A login that is taken is passed over, so running it again changes nothing.
@@ -52,7 +52,7 @@ fn make(database: &Database, plan: &ImportPlan, interrupt: &Interrupt, progress:
         let range = next.cast_signed()..upto.cast_signed();
         let new = database
             .transaction(|conn| users::create_series(conn, plan.prefix(), range.clone(), None))
-            .with_context(|| format!("{next} users were made or there already, then"))?;
+            .with_context(|| format!("after {next} users"))?;
         made += new.len() as u64;
         progress.advance((upto - next).into());
         next = upto;

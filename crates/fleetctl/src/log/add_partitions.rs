@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     let add = |conn: &mut PgConnection| -> anyhow::Result<_> {
         let before = partitions::count(conn)?;
         let after = before + args.more;
-        ensure!(after <= PARTITIONS_MAX, "there are {before} partitions, and {PARTITIONS_MAX} at most");
+        ensure!(after <= PARTITIONS_MAX, "there are {before} partitions; the maximum is {PARTITIONS_MAX}");
         // The streams are there before anything goes by the new number.
         broker::declare(&mut session, &Topology::log(after, retention))?;
         partitions::extend_to(conn, after)?;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     };
     // No stream of events has this name: its exchange is the log's.
     let Some(added) = resharding::alone(&mut *context.database()?.connection()?, MESSAGE, add)? else {
-        bail!("somebody else is adding partitions just now");
+        bail!("another process is adding partitions just now");
     };
     let (before, after) = added?;
     writeln!(out, "{before} -> {after}")?;

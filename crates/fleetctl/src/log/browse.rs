@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
         if !read.is_empty() {
             until = Instant::now() + PATIENCE;
         }
-        ensure!(Instant::now() < until, "the broker sends nothing from offset {} on", reader.next);
+        ensure!(Instant::now() < until, "the broker sends nothing from offset {} onwards", reader.next);
         messages.extend(read);
     }
     if args.json {

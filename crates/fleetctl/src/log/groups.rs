@@ -23,8 +23,8 @@ use storage::{
 
 /// Show how far each consumer group has come, who reads for it, and what it hasn't recorded
 ///
-/// LAG is how many messages are still to be read, reckoned from the offsets, some of which the broker uses for itself: about
-/// right. What waits for the relay isn't in it (see `log partitions`). A NEXT that is marked as trimmed has been removed by
+/// LAG is how many messages are still to be read, estimated from the offsets, some of which the broker uses for itself. What
+/// waits for the relay isn't in it (see `log partitions`). A NEXT that is marked as trimmed has been removed by
 /// retention; one beyond the end is a stream that has lost messages, or was made anew. Of the messages that were read and
 /// not recorded, SKIPPED were none of the log's (see `log skipped`), REPEATED had been recorded or come again later, and
 /// MISSING were confirmed by the broker and lost since.

@@ -24,8 +24,7 @@ use storage::{
 
 /// The message log: its partitions, the consumer groups, and the messages themselves
 ///
-/// Offsets number what is in a partition's stream, and the broker uses some of them for itself: what is counted by them is
-/// about right, and may be a little too high.
+/// The broker uses some of a stream's offsets for itself, so counts that are made from offsets may be a little too high.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     #[command(visible_alias = "topics")]
@@ -96,5 +95,5 @@ fn told(group: &Group, members: &[Member]) -> String {
     let seen =
         |member: &Member| format!("{} (seen {:.1} s ago)", visible(&member.holder), member.seen_ms_ago as f64 / 1000.0);
     let members: Vec<_> = members.iter().map(seen).collect();
-    format!("members of `{group}` run: {}", members.join(", "))
+    format!("members of `{group}` are running: {}", members.join(", "))
 }

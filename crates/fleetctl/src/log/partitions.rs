@@ -7,7 +7,7 @@ use storage::partitions::{self, Partition};
 
 /// Show the log's partitions: what each one's stream holds, and what is on its way there
 ///
-/// MESSAGES is reckoned from the offsets, some of which the broker uses for itself: about right. SEQUENCE is that of the
+/// MESSAGES is estimated from the offsets, some of which the broker uses for itself. SEQUENCE is that of the
 /// newest message that the relay has taken to publish it, WAITING is how many were accepted and aren't known to be in the
 /// stream.
 #[derive(clap::Args)]

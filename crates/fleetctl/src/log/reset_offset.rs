@@ -14,7 +14,7 @@ use storage::{
     log_audit,
 };
 
-/// Have a group read a partition, or all of them, from another place on
+/// Move a group to another place in a partition, or in all of them
 ///
 /// What the group had recorded or skipped from there on is removed, and recorded again when it's read again. Going ahead
 /// leaves out what is in between, which `log verify` reports as missing. The group's members are to be stopped first. Says how
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     partition: Option<i32>,
     #[command(flatten)]
     to: To,
-    /// Even while members of the group run: they'll find themselves elsewhere
+    /// Even while members of the group run; they continue from the new place
     #[arg(long)]
     force: bool,
     /// Change nothing, and say what would be changed
@@ -54,8 +54,8 @@ struct To {
     /// To this offset of the one partition
     #[arg(long, value_name = "N", requires = "partition", value_parser = clap::value_parser!(i64).range(0..))]
     offset: Option<i64>,
-    /// To the first message that was stored then or later, RFC 3339 or so long ago (90s, 15m, 2h); as exactly as the broker
-    /// tells, which is to the second and to the messages that were stored together
+    /// To the first message that was stored then or later, RFC 3339, or how long ago (90s, 15m, 2h). The broker knows it to the
+    /// second, and to the messages that were stored together
     #[arg(long, value_name = "TIME", value_parser = time)]
     time: Option<DateTime<Utc>>,
     /// To the first message that is left

@@ -72,7 +72,7 @@ impl Stream {
         self.ensure_declared(partition)?;
         match self {
             Self::Holds { first, newest } if offset < first => bail!(
-                "partition {partition} has offset {offset} no more: retention removed it; the first is {first}, the newest \
+                "partition {partition} no longer has offset {offset}: retention removed it; the first is {first}, the newest \
                  {newest}"
             ),
             Self::Holds { first, newest } if offset > newest => {
@@ -104,7 +104,7 @@ pub(super) fn survey<T: Send>(
 
 /// What the partitions' streams hold; where the broker can't tell, nothing of each, and why.
 pub(super) fn look_at_all(context: &Context, partitions: &[i32]) -> (Vec<Option<Stream>>, Option<String>) {
-    let broker = context.broker_if_set().and_then(|broker| broker.context("nothing says where it is (--amqp-url)"));
+    let broker = context.broker_if_set().and_then(|broker| broker.context("no address is given (--amqp-url)"));
     match broker.and_then(|broker| survey(&broker, partitions, Stream::look)) {
         Ok(streams) => (streams.into_iter().map(Some).collect(), None),
         Err(error) => (vec![None; partitions.len()], Some(format!("{error:#}"))),
@@ -124,7 +124,7 @@ pub(super) fn figure(declared: Option<bool>, figure: Option<i64>) -> String {
 /// Tells why the streams are out of sight, if they are.
 pub(super) fn write_blindness(blind: Option<&str>) {
     if let Some(reason) = blind {
-        eprintln!("fleetctl: what the streams hold can't be told: {reason}");
+        eprintln!("fleetctl: can't tell what the streams hold: {reason}");
     }
 }
 

@@ -18,9 +18,8 @@ use storage::partitions;
 
 /// Follow the messages that come, a line each: partition and offset, time, message id, key and text
 ///
-/// Goes on until Ctrl-C (exit status 130), until there were N, or until nobody reads its output any more; over lost
-/// connections too, without leaving anything out. No group's offset is moved. Partitions that are added meanwhile aren't
-/// followed. Texts may hold personal data.
+/// Runs until Ctrl-C (exit status 130), until N messages, or until its output is closed; through lost connections too, without
+/// leaving anything out. No group's offset is moved. Partitions added meanwhile aren't followed. Texts may hold personal data.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:

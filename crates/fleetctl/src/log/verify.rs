@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
 /// Waits until the group has all that was accepted; answers what is under way when the time is over.
 fn await_all(group: &Group, database: &Database, context: &Context, deadline: Instant) -> anyhow::Result<Vec<String>> {
     const POLL_INTERVAL: Duration = Duration::from_millis(250);
-    let progress = Progress::waiting("waiting until the group has all that was accepted");
+    let progress = Progress::waiting("waiting for the group to record all that was accepted");
     loop {
         let read = log_audit::progress(&mut *database.connection()?, group)?;
         let under_way = under_way(&read, context);
@@ -100,7 +100,7 @@ fn under_way(read: &[Read], context: &Context) -> Vec<String> {
     let (streams, _) = look_at_all(context, &partitions);
     for ((partition, next), stream) in unsure.into_iter().zip(streams) {
         if stream.is_none_or(|stream| stream.messages(Some(next)) > 0) {
-            under_way.push(format!("partition {partition}: nothing recorded from offset {next} on"));
+            under_way.push(format!("partition {partition}: nothing recorded from offset {next} onwards"));
         }
     }
     under_way
@@ -132,7 +132,7 @@ impl Report<'_> {
         output::table(out, &header, &self.totals.iter().map(row).collect::<Vec<_>>())?;
         writeln!(out)?;
         for under_way in &self.under_way {
-            writeln!(out, "WRONG   still under way: {under_way}")?;
+            writeln!(out, "WRONG   still in progress: {under_way}")?;
         }
         write_findings(&self.findings, out)?;
         Ok(())

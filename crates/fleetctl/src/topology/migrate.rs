@@ -76,7 +76,7 @@ impl<'a> Migration<'a> {
     fn exchange(&mut self, exchange: &Exchange) -> anyhow::Result<()> {
         let wanted = Topology { exchanges: vec![exchange.clone()], ..Topology::default() };
         match broker::declare(&mut self.session, &wanted) {
-            Ok(()) => return self.say(&format!("exchange `{}` is as it must be", exchange.name)),
+            Ok(()) => return self.say(&format!("exchange `{}` is declared correctly", exchange.name)),
             Err(Error::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -88,7 +88,7 @@ impl<'a> Migration<'a> {
         for refused in broker::declare_each(&mut self.session, &part)? {
             self.say(&format!("not bound: {}", refused.error))?;
         }
-        self.say(&format!("exchange `{}` made anew; what other programs had bound to it isn't any more", exchange.name))
+        self.say(&format!("exchange `{}` made anew; bindings made by other programs are gone", exchange.name))
     }
 
     fn queue(&mut self, queue: &Queue) -> anyhow::Result<Outcome> {
@@ -97,13 +97,14 @@ impl<'a> Migration<'a> {
         match self.declare(queue) {
             Ok(()) if !is_aside => {
                 self.bind(name, name)?;
-                self.say(&format!("queue `{name}` is as it must be"))?;
+                self.say(&format!("queue `{name}` is declared correctly"))?;
                 return Ok(Outcome::Done);
             }
             Ok(()) => {}
             Err(Error::Conflict { .. }) if matches!(queue.expiry, Expiry::Retain(_)) => bail!(
-                "`{name}` has to be a stream of the message log and is another queue: what is in it is no message of the log; \
-                 delete it with `rabbitmqctl delete_queue {name}`, and `fleetctl topology declare`"
+                "`{name}` must be a stream of the message log and is another kind of queue, so its messages are \
+                 none of the log's: delete it with `rabbitmqctl delete_queue {name}`, then run `fleetctl topology \
+                 declare`"
             ),
             Err(Error::Conflict { .. }) => {
                 if !self.set_aside(queue, &aside)? {
@@ -118,7 +119,7 @@ impl<'a> Migration<'a> {
         self.lead(&aside, name)?;
         let copies = broker::move_and_delete(&mut self.session, &aside, &aside, QUIET)?;
         broker::delete_exchanges(&mut self.session, &[aside])?;
-        self.say(&format!("queue `{name}` is as it must be, with {copies} messages that were moved"))?;
+        self.say(&format!("queue `{name}` is declared correctly, with {copies} messages that were moved"))?;
         Ok(Outcome::Done)
     }
 
@@ -129,8 +130,8 @@ impl<'a> Migration<'a> {
             for depth in broker::existing(&mut self.session, std::slice::from_ref(name))? {
                 if depth.consumers > 0 {
                     bail!(
-                        "`{name}` has {} consumers, which would declare it again as it is: stop them first, those of an \
-                         earlier version",
+                        "`{name}` has {} consumers, which would declare it again with the old arguments: stop the \
+                         processes of the earlier version first",
                         depth.consumers
                     );
                 }
@@ -151,11 +152,13 @@ impl<'a> Migration<'a> {
                 self.say(&format!("{moved} more moved aside"))?;
             }
             match self.declare(queue) {
-                Err(Error::Conflict { .. }) => self.say("somebody has declared it again as it was; once more")?,
+                Err(Error::Conflict { .. }) => {
+                    self.say("it was declared again with the old arguments; trying once more")?
+                }
                 declared => return Ok(declared.map(|()| true)?),
             }
         }
-        bail!("somebody declares `{name}` again and again as it was: stop the processes of the earlier version first")
+        bail!("`{name}` keeps being declared with the old arguments: stop the processes of the earlier version first")
     }
 
     fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
@@ -189,7 +192,7 @@ impl<'a> Migration<'a> {
             bindings: vec![binding],
             ..Topology::default()
         };
-        broker::declare(&mut self.session, &topology).context("can't lead messages elsewhere")
+        broker::declare(&mut self.session, &topology).context("can't redirect messages")
     }
 
     fn say(&mut self, what: &str) -> anyhow::Result<()> {

@@ -34,7 +34,8 @@ pub(crate) enum Command {
         name: String,
         /// Delete a queue that gives no answer, with whatever is in it, and declare it anew
         ///
-        /// For one that was declared in the second before RabbitMQ was killed: it has lost its leader for good, and its messages, if
+        /// For one that was declared in the second before RabbitMQ was killed: it has lost its leader for good, and its
+        /// messages, if
         /// it had any. One whose nodes are away still has them: bring those back instead.
         #[arg(long)]
         discard: bool,
@@ -126,7 +127,7 @@ fn divided(context: &Context) -> anyhow::Result<Topology> {
         let mut conn = database.connection()?;
         Ok(resharding::topology(&mut conn)?.and(partitions::topology(&mut conn, retention)?))
     };
-    context.database().and_then(read).context("how many shards and partitions there are is in the database")
+    context.database().and_then(read).context("the numbers of shards and partitions are in the database")
 }
 
 fn show(context: &Context, api: &Api, out: &mut dyn Write) -> anyhow::Result<Outcome> {
@@ -136,7 +137,7 @@ fn show(context: &Context, api: &Api, out: &mut dyn Write) -> anyhow::Result<Out
     });
     let topology = context.topology()?.and(divided);
     let depths = depths(context, &topology).unwrap_or_else(|error| {
-        eprintln!("fleetctl: how full the queues are can't be told: {error:#}");
+        eprintln!("fleetctl: can't tell how full the queues are: {error:#}");
         None
     });
     let earlier: Vec<_> = context.retry_delays()?.into_iter().map(earlier_retry_name).collect();

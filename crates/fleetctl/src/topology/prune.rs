@@ -28,7 +28,7 @@ pub(crate) fn run(context: &Context, counts: &Counts, out: &mut dyn Write) -> an
             continue;
         }
         if !await_empty(counts, &interrupt, &name)? {
-            writeln!(out, "interrupted; the same command goes on from here")?;
+            writeln!(out, "interrupted; run the same command again to continue")?;
             return Ok(Outcome::Interrupted);
         }
         broker::delete_queues(&mut session, &names)?;
@@ -54,7 +54,7 @@ pub(super) fn await_empty(counts: &Counts, interrupt: &Interrupt, queue: &str) -
             }
         } else {
             empty_since = None;
-            let what = format!("waiting until `{queue}` is empty");
+            let what = format!("waiting for `{queue}` to be empty");
             let left = count.messages.map_or("not counted yet".into(), |messages| format!("{messages} messages"));
             let overdue = match count.overdue {
                 Some(overdue @ 1..) => {

@@ -95,7 +95,7 @@ fn a_key_that_is_retried_goes_on_with_its_attempts_counted_afresh() {
 
     park(&database, "a", "boom");
     park(&database, "waits", "bang");
-    assert!(complaint(keys(&database, &["retry", "a", "--seq", "3"]), 1).contains("another event is next now"));
+    assert!(complaint(keys(&database, &["retry", "a", "--seq", "3"]), 1).contains("another event is next by now"));
     assert_eq!(run(keys(&database, &["retry", "--all"]), 0), "2 to be retried\n");
     assert_eq!(run(keys(&database, &["retry", "--all"]), 0), "0 to be retried\n");
     for nothing_said in [&["retry"][..], &["retry", "a", "--all"], &["retry", "a", "b", "--seq", "1"]] {
@@ -109,7 +109,9 @@ fn a_key_that_is_retried_goes_on_with_its_attempts_counted_afresh() {
 fn a_skipped_event_never_takes_effect_and_the_key_goes_on_behind_it() {
     let database = parked();
     let seen = state(&database, "a");
-    assert!(complaint(keys(&database, &["skip", "a", "--seq", "1"]), 2).contains("key a: another event is next now"));
+    assert!(
+        complaint(keys(&database, &["skip", "a", "--seq", "1"]), 2).contains("key a: another event is next by now")
+    );
     assert_eq!(run(keys(&database, &["skip", "a", "--seq", "2", "--by", "olga"]), 0), "event 2 skipped\n");
     assert!(!apply_as_seen(&database, &seen), "a worker that had it in hand comes too late");
     let now = state(&database, "a");
@@ -153,7 +155,7 @@ fn a_replaced_payload_is_tried_and_the_old_one_is_kept() {
             },
             2
         )
-        .contains("key a: another event is next now")
+        .contains("key a: another event is next by now")
     );
     assert_eq!(state(&database, "a"), seen, "nothing has changed");
 

@@ -181,7 +181,7 @@ fn the_partitions_are_shown_with_what_is_in_the_streams_and_on_the_way_there() {
 
     let output = stage.blind(&["log", "partitions"]).output().unwrap();
     assert_eq!(table(&checked(&output, 0))[1], ["0", "message.p00", "?", "?", "?", "10", "0"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("what the streams hold can't be told: "));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't tell what the streams hold: "));
 }
 
 #[test]
@@ -644,7 +644,7 @@ fn partitions_are_added_with_their_streams_by_one_at_a_time() {
     assert!(complaint(stage.blind(&["log", "add-partitions", "1"]), 2).contains("broker"));
     let mut conn = stage.database.database().connection().unwrap();
     let told = resharding::alone(&mut conn, MESSAGE, |_| stage.refusal(&["log", "add-partitions", "1"]));
-    assert!(told.unwrap().unwrap().contains("somebody else is adding partitions just now"));
+    assert!(told.unwrap().unwrap().contains("another process is adding partitions just now"));
     assert_eq!((count(), is_bound(6)), (6, false));
 }
 
@@ -745,10 +745,10 @@ fn verifying_the_log_waits_until_the_group_has_all_that_was_accepted() {
     stage.with(|conn| consumer_offsets::create(conn, &recorder, &[(0, 0), (1, 0)]));
     let verify = |wait| ["log", "verify", "--group", "recorder", "--wait", wait];
     let shown = run(stage.fleetctl(&verify("0s")), 1);
-    assert!(shown.contains("WRONG   still under way: partition 0: 10 to be published\n"), "{shown}");
+    assert!(shown.contains("WRONG   still in progress: partition 0: 10 to be published\n"), "{shown}");
     stage.relay();
     let shown = run(stage.fleetctl(&verify("0s")), 1);
-    assert!(shown.contains("still under way: partition 1: nothing recorded from offset 0 on\n"), "{shown}");
+    assert!(shown.contains("still in progress: partition 1: nothing recorded from offset 0 on\n"), "{shown}");
     run(stage.fleetctl(&["log", "verify", "--group", "recorder"]), 0);
 
     let child = spawn(stage.fleetctl(&verify("60s")));
@@ -760,7 +760,7 @@ fn verifying_the_log_waits_until_the_group_has_all_that_was_accepted() {
         consumer_offsets::advance(conn, &recorder, 0, 0, &to(9), Passed::default())
     });
     let shown = run(stage.fleetctl(&verify("0s")), 1);
-    assert!(shown.contains("still under way: partition 0: recorded up to 9 of 10\n"), "{shown}");
+    assert!(shown.contains("still in progress: partition 0: recorded up to 9 of 10\n"), "{shown}");
     stage.with(|conn| {
         let to = |seq| Position { next_offset: seq, placed: false, seq: Some(seq), last_message_id: None };
         consumer_offsets::advance(conn, &recorder, 0, 9, &to(10), Passed::default())

@@ -558,7 +558,7 @@ fn verifying_finds_nothing_where_all_is_well_and_exactly_what_was_planted() {
     let report = verify(0);
     assert!(wrong(&report).is_empty(), "{report}");
     assert!(report.lines().filter(|line| line.starts_with("ok")).count() >= 7, "{report}");
-    assert!(report.contains("the queues are out of sight"), "{report}");
+    assert!(report.contains("can't see the queues"), "{report}");
 
     let bystander = r#"(SELECT id FROM "user" WHERE login = 'bystander')"#;
     let notify = |source_id: &str| {
@@ -579,7 +579,8 @@ fn verifying_finds_nothing_where_all_is_well_and_exactly_what_was_planted() {
         (
             "feed rows extra: 2",
             format!(
-                "INSERT INTO feed_entry SELECT {bystander}, min(id) FROM tweet UNION ALL SELECT {author}, max(id) FROM tweet"
+                "INSERT INTO feed_entry SELECT {bystander}, min(id) FROM tweet UNION ALL SELECT {author}, max(id) \
+                 FROM tweet"
             ),
             format!("DELETE FROM feed_entry WHERE reader_id IN ({bystander}, {author})"),
         ),
@@ -653,14 +654,14 @@ fn verifying_tells_what_is_under_way_and_counts_it_as_wrong_after_waiting_in_vai
     assert!(vhost.publish("send_notification", "phone", &json!({}), b"{}"));
     dead_letters(&database, &[dead_letter("a", b"x"), dead_letter("a", b"y")]);
     eventually("the queue has the message", || {
-        fleetctl(&["verify"], 0).contains("note    still under way: 1 in send_notification.sms").then_some(())
+        fleetctl(&["verify"], 0).contains("note    still in progress: 1 in send_notification.sms").then_some(())
     });
     // The broker says of a queue that can't answer at once that it's empty.
     let report = eventually("the message is counted in the end", || {
         let output = command(&["verify", "--wait", "1s"]).output().unwrap();
         (output.status.code() != Some(0)).then(|| checked(&output, 1))
     });
-    assert_eq!(wrong(&report), ["WRONG   still under way: 1 in send_notification.sms"]);
+    assert_eq!(wrong(&report), ["WRONG   still in progress: 1 in send_notification.sms"]);
     assert!(report.contains("note    dead letters waiting for an operator: 2"), "{report}");
     eventually("the message is counted", || {
         let report: Value = serde_json::from_str(&fleetctl(&["verify", "--json"], 0)).unwrap();

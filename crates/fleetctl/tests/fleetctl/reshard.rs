@@ -306,7 +306,7 @@ fn an_interrupted_reshard_goes_on_to_the_same_or_another_number() {
     child.await_said("12 queues unbound");
     stage.await_layout(4, 4);
     interrupt(&child.child);
-    assert!(child.end(130).ends_with("interrupted; the same command goes on from here\n"));
+    assert!(child.end(130).ends_with("interrupted; run the same command again to continue\n"));
     assert_eq!(stage.depths().len(), 16);
 
     // To more shards than that: their queues are in use again, and those beyond are still to be emptied.
@@ -376,7 +376,7 @@ fn a_reshard_that_cant_be_is_refused_and_changes_nothing() {
     );
     let mut conn = stage.database.database().connection().unwrap();
     let refused = resharding::alone(&mut conn, ACCOUNT_EVENT, |_| complaint(stage.reshard(8), 2)).unwrap().unwrap();
-    assert!(refused.contains("account_event is being resharded by somebody else just now"), "{refused}");
+    assert!(refused.contains("account_event is being resharded by another process"), "{refused}");
     assert_eq!((stage.layout(), stage.depths().len()), (Layout { shards: 16, queues: 16 }, 16));
 }
 

@@ -156,7 +156,8 @@ fn what_is_no_message_is_set_aside_with_the_reason_and_its_neighbours_are_record
         assert_eq!(skipped.body, message.body[..message.body.len().min(65536)]);
         let id = Some(&message.message_id).filter(|id| !id.contains('\0'));
         assert_eq!(skipped.message_id.as_ref(), id);
-        let said = format!("skipped what is no message group={GROUP} partition=0 offset={} reason=", skipped.offset);
+        let said =
+            format!("skipped a record that is no message group={GROUP} partition=0 offset={} reason=", skipped.offset);
         // What is recorded is said afterwards.
         stage.await_log(member, &said);
     }

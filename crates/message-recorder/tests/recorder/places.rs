@@ -173,22 +173,16 @@ fn a_stream_that_was_made_anew_is_not_read_until_the_group_is_reset() {
     stage.restart(member);
     let said =
         |partition: i32, reason: &str| format!("{STOPPED} group={GROUP} partition={partition} reason=\"{reason}");
-    stage.await_log(
-        member,
-        &said(1, "the group was to go on at offset 100, and the stream ends before its first message"),
-    );
+    stage.await_log(member, &said(1, "the group's next offset is 100, and the stream ends before its first message"));
     stage.await_log(member, &said(2, "the message before offset 100 isn't the one that was read there"));
     // And one that goes while it's read.
     producer.to(3, 10);
     stage.await_count(GROUP, 410);
     stage.delete_stream(3);
-    stage.await_log(
-        member,
-        &said(3, "the group was to go on at offset 110, and the stream ends before its first message"),
-    );
+    stage.await_log(member, &said(3, "the group's next offset is 110, and the stream ends before its first message"));
     producer.to(0, 10);
     stage.await_count(GROUP, 420);
-    await_trouble(&stage, member, "partition 1: the group was to go on at offset 100");
+    await_trouble(&stage, member, "partition 1: the group's next offset is 100");
 
     assert_eq!([1, 2, 3].map(|partition| reset(&stage, partition, 0)), [100, 100, 110]);
     stage.await_count(GROUP, 110 + 150);

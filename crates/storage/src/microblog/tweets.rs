@@ -43,7 +43,7 @@ pub fn post(conn: &mut PgConnection, author: UserId, text: &TweetText) -> Result
     let login = users::by_id(conn, author)?.login;
     let mut posted = insert(conn, author, text)?;
     if posted.is_none() {
-        log::warn!("the sequence of tweet ids is behind the tweets that are there; it goes on after them");
+        log::warn!("the sequence of tweet ids was behind the tweets; it was moved past them");
         sql_query("SELECT setval('tweet_id_seq', (SELECT max(id) FROM tweet))").execute(conn)?;
         posted = insert(conn, author, text)?;
     }

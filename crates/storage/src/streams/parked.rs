@@ -234,7 +234,7 @@ pub fn replace(conn: &mut PgConnection, order: &Order<'_>, payload: &Payload) ->
 }
 
 /// The tables contradict each other; the audit says more.
-const NOTHING_NEXT: Error = Error::Conflict("it's parked, but no event that waits is next");
+const NOTHING_NEXT: Error = Error::Conflict("it's parked, but has no waiting event");
 
 /// Locks the key's cursor; answers its next event, and why it's parked.
 fn lock(conn: &mut PgConnection, order: &Order<'_>) -> Result<(i64, Option<String>)> {
@@ -249,7 +249,7 @@ fn lock(conn: &mut PgConnection, order: &Order<'_>) -> Result<(i64, Option<Strin
     let next = cursor + 1;
     match (parked_at, order.seq) {
         (None, _) => Err(Error::Conflict("it isn't parked")),
-        (_, Some(seq)) if seq != next => Err(Error::Conflict("another event is next now")),
+        (_, Some(seq)) if seq != next => Err(Error::Conflict("another event is next by now")),
         _ => Ok((next, last_error)),
     }
 }

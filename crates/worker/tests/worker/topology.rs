@@ -97,7 +97,7 @@ fn failed_messages_whose_queue_is_gone_are_set_aside_and_keep_no_others_from_bei
         });
     });
     for dead in dead {
-        let error = "its queue was gone when it was to be tried again";
+        let error = "its queue was gone when it was due for another attempt";
         assert_eq!((&*dead.headers["x-died-in"], &*dead.headers["x-error"]), (OTHER, error));
     }
 }
