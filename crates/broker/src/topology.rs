@@ -397,24 +397,24 @@ mod tests {
             (
                 "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' \
                  of type 'longstr' but current is none",
-                "its x-queue-type is classic, wanted is quorum",
+                "its x-queue-type is classic, expected quorum",
             ),
             (
                 "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received none but current \
                  is the value '1000' of type 'long'",
-                "its x-message-ttl is 1000, wanted is not set",
+                "its x-message-ttl is 1000, expected not set",
             ),
             (
                 "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'e' in vhost '/': received 'direct' but current is \
                  'topic'",
-                "its type is topic, wanted is direct",
+                "its type is topic, expected direct",
             ),
             (
                 "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is \
                  'false'",
-                "its durable is false, wanted is true",
+                "its durable is false, expected true",
             ),
-            ("something else", "its something is something else, wanted is not set"),
+            ("something else", "its something is something else, expected not set"),
         ] {
             assert_eq!(Difference::parse(text).to_string(), told);
         }

@@ -174,7 +174,7 @@ fn events_are_loaded_as_the_seed_draws_them_however_often() {
     };
     let summary = run(load(&["--seed", "7", "--prefix", "p-", "--batch", "150"]), 0);
     assert!(summary.starts_with(&format!("accounts p-*: {}/results?prefix=p-\n", gateway.url)), "{summary}");
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (2000, 0));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (2000, 0));
     let of =
         |prefix: &str| database.count(&format!("SELECT count(*) AS n FROM stream_event WHERE key LIKE '{prefix}%'"));
     assert_eq!(of("p-"), 2000);
@@ -264,7 +264,7 @@ fn what_the_gateway_refuses_ends_the_load_and_one_that_is_away_is_tried_for_a_wh
         run(fleetctl(&database, &[&arguments[..], args].concat()), 1)
     };
     let summary = load(&gateway.url, &["--batch", "100"]);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (0, 1000));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (0, 1000));
     assert!(summary.contains("  100 × 413 "), "{summary}");
     let port = NOWHERE.split(':').next_back().unwrap().split('/').next().unwrap();
     let summary = load(&format!("http://127.0.0.1:{port}"), &["--patience", "500ms"]);
@@ -283,7 +283,7 @@ fn events_whose_answer_is_lost_are_not_posted_again_if_they_were_accepted() {
     };
     let summary = run(load(&["--prefix", "p"]), 0);
     assert_eq!(loser.lost(), 5);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (1000, 0));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (1000, 0));
     assert_eq!(database.count(ACCEPTED), 1000);
     assert_eq!(database.count("SELECT count(DISTINCT payload->>'event') AS n FROM stream_event"), 1000);
 }
@@ -307,7 +307,7 @@ fn while_the_database_is_frozen_nothing_is_lost_and_whatever_is_doubled_is_told(
     drop(frozen);
     let output = child.wait_with_output().unwrap();
     let summary = String::from_utf8_lossy(&output.stdout);
-    assert_eq!((figure(&summary, "accepted,"), figure(&summary, "not known")), (EVENTS, 0));
+    assert_eq!((figure(&summary, "accepted,"), figure(&summary, "unconfirmed")), (EVENTS, 0));
     assert_eq!(database.count("SELECT count(DISTINCT payload->>'event') AS n FROM stream_event"), EVENTS);
     let doubled = database.count(ACCEPTED) - EVENTS;
     eprintln!("{doubled} doubled");

@@ -243,7 +243,7 @@ fn groups_are_shown_with_lag_holder_and_what_they_havent_recorded() {
     let output = stage.blind(&["log", "groups", "--group", "recorder"]).output().unwrap();
     let blind = checked(&output, 0);
     assert_eq!(table(&blind)[2], ["0", "?", "7", "?", "host-17-abcdef", "held", "1", "2", "3"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("can't be told"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't tell"));
 }
 
 #[test]
@@ -546,7 +546,7 @@ fn a_broker_that_is_slow_to_send_is_not_taken_for_an_empty_stream() {
     let mut command = stage.fleetctl(&["log", "groups"]);
     command.env("AMQP_URL", &url).env("MURMURATION__BROKER__CONFIRM_TIMEOUT_MS", "7000");
     let output = command.output().unwrap();
-    assert!(checked(&output, 0).contains('?') && String::from_utf8_lossy(&output.stderr).contains("can't be told"));
+    assert!(checked(&output, 0).contains('?') && String::from_utf8_lossy(&output.stderr).contains("can't tell"));
 }
 
 #[test]
@@ -765,7 +765,7 @@ fn verifying_the_log_waits_until_the_group_has_all_that_was_accepted() {
         let to = |seq| Position { next_offset: seq, placed: false, seq: Some(seq), last_message_id: None };
         consumer_offsets::advance(conn, &recorder, 0, 9, &to(10), Passed::default())
     });
-    assert!(!checked(&child.wait_with_output().unwrap(), 0).contains("under way"));
+    assert!(!checked(&child.wait_with_output().unwrap(), 0).contains("in progress"));
     // Where a new group can't be told to have nothing to read.
     let mut blind = stage.blind(&verify("0s"));
     blind.env("AMQP_URL", NOWHERE);

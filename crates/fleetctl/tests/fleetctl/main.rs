@@ -286,7 +286,7 @@ fn the_topology_is_declared_as_often_as_one_likes_and_shown_with_depths() {
     let mut blind = fleetctl(&["topology", "show"]);
     let output = blind.env("AMQP_URL", NOWHERE).output().unwrap();
     assert_eq!(row(&checked(&output, 0), "publish_tweet")[4], "?");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("can't be told"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't tell"));
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn messages_are_loaded_with_texts_of_the_asked_size_to_each_partition_in_turn() 
     let database = TestDatabase::new();
     let gateway = Gateway::serve(&database, &[]);
     let summary = run(load(&database, &gateway.url, &["--count", "2500"]), 0);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (2500, 0));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (2500, 0));
     let prefix = summary.strip_prefix("texts: ").unwrap().split('*').next().unwrap();
     let of = |condition: &str| database.count(&format!("{ACCEPTED} WHERE {condition}"));
     assert_eq!(of(&format!("text LIKE '{prefix}%' AND length(text) BETWEEN 100 AND 102")), 2500);
@@ -160,7 +160,7 @@ fn what_the_gateway_refuses_ends_the_load_with_its_reason() {
         run(load(&database, url, &[&["--count", "5000", "--connections", "1"], args].concat()), 1)
     };
     let summary = load(&gateway.url, &["--partition", "4"]);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (0, 5000));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (0, 5000));
     assert!(summary.contains("  1000 × 400 Bad Request: partition must be between 0 and 3\n"), "{summary}");
     let summary = load(&gateway.url, &["--size", "65532", "--batch", "2000"]);
     assert!(summary.contains("  2000 × 400 Bad Request: count must be at most "), "{summary}");
@@ -177,7 +177,7 @@ fn messages_whose_answer_is_lost_are_not_posted_again_if_they_were_accepted() {
     let loser = Loser::start(&gateway, Lost::Answers, 5);
     let summary = run(load(&database, &loser.url, &["--count", "1000", "--batch", "100"]), 0);
     assert_eq!(loser.lost(), 5);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (1000, 0));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (1000, 0));
     assert_eq!(database.count(ACCEPTED), 1000);
 }
 
@@ -202,7 +202,7 @@ fn whether_messages_that_have_left_were_accepted_is_told_by_a_group_that_has_rea
     );
     let summary = run(load(&database, &loser.url, &["--count", "100", "--batch", "50", "--connections", "1"]), 0);
     assert_eq!(loser.lost(), 1);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (100, 0));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (100, 0));
     assert_eq!(database.count("SELECT count(*) AS n FROM message"), 50);
     assert_eq!(database.count(ACCEPTED), 50);
 }
@@ -223,7 +223,7 @@ fn a_load_ends_where_nobody_can_tell_whether_messages_were_accepted() {
     );
     let args = ["--count", "1000", "--batch", "100", "--connections", "1", "--patience", "1s"];
     let summary = run(load(&database, &loser.url, &args), 1);
-    assert_eq!((figure(&summary, "accepted"), figure(&summary, "not known")), (0, 1000));
+    assert_eq!((figure(&summary, "accepted"), figure(&summary, "unconfirmed")), (0, 1000));
     assert!(summary.contains("  100 × the gateway didn't answer"), "{summary}");
     assert!(summary.contains("; it may have been accepted all the same\n"), "{summary}");
     assert_eq!(database.count("SELECT sum(seq)::bigint AS n FROM message_partition"), 100);
@@ -249,7 +249,7 @@ fn messages_that_were_accepted_twice_are_told() {
     let args = ["--count", "1000", "--batch", "100", "--connections", "1"];
     let summary = run(load(&database, &loser.url, &args), 1);
     assert_eq!(loser.lost(), 1);
-    assert_eq!((figure(&summary, "accepted, "), figure(&summary, "not known")), (1000, 0));
+    assert_eq!((figure(&summary, "accepted, "), figure(&summary, "unconfirmed")), (1000, 0));
     assert_eq!(figure(&summary, "were accepted twice"), 100);
     assert_eq!(database.count(ACCEPTED), 1100);
 }

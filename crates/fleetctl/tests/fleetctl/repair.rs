@@ -71,7 +71,7 @@ fn an_interrupted_repair_says_so_and_goes_on_when_it_is_run_again() {
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
     let said = checked(&output, 130);
-    assert!(said.starts_with("repair 1: 30 feed rows") && said.contains("run it again to go on"), "{said}");
+    assert!(said.starts_with("repair 1: 30 feed rows") && said.contains("run it again to continue"), "{said}");
     assert_eq!(rows(&database), all, "the page in hand is done");
     assert_eq!(database.count("SELECT count(*) AS n FROM feed_repair WHERE finished_at IS NULL"), 1);
 

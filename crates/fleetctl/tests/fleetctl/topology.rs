@@ -116,7 +116,7 @@ fn migrate_under_load(stage: &Stage, first: usize) {
         expected.extend(publishing.join().expect("all was confirmed"));
         said
     });
-    assert!(said.contains(&format!("queue `{SMS}` is as it must be, with ")), "{said}");
+    assert!(said.contains(&format!("queue `{SMS}` is declared correctly, with ")), "{said}");
     assert!(expected.len() > first);
 
     assert_eq!(run(stage.fleetctl(&["topology", "declare"]), 0).lines().count(), 1);
@@ -128,7 +128,7 @@ fn migrate_under_load(stage: &Stage, first: usize) {
         (exchange::SEND_NOTIFICATION, "phone")
     );
     let said = run(stage.fleetctl(&["topology", "migrate", SMS]), 0);
-    assert_eq!(said, format!("queue `{SMS}` is as it must be\n"));
+    assert_eq!(said, format!("queue `{SMS}` is declared correctly\n"));
     assert!(!stage.there(&format!("{SMS}.migrating")));
     assert!(stage.vhost.publish(exchange::SEND_NOTIFICATION, "phone", &json!({}), b"{}"), "it's bound");
 }
@@ -148,7 +148,7 @@ fn an_earlier_versions_arguments_are_changed_under_load_and_no_message_is_lost()
     });
     let stage = Stage::with_another(&arguments);
     let refused = run(stage.fleetctl(&["topology", "declare"]), 1);
-    assert!(refused.contains("its x-delivery-limit is 20, wanted is 1000"), "{refused}");
+    assert!(refused.contains("its x-delivery-limit is 20, expected 1000"), "{refused}");
     migrate_under_load(&stage, 500);
 }
 
@@ -205,7 +205,7 @@ fn an_exchange_of_another_type_is_made_anew_and_bound() {
     stage.vhost.declare_exchange(exchange::SEND_NOTIFICATION, "fanout");
     let said = run(stage.fleetctl(&["topology", "declare"]), 1);
     assert!(
-        said.contains("exchange `send_notification` exists with other arguments: its type is fanout, wanted is topic")
+        said.contains("exchange `send_notification` exists with other arguments: its type is fanout, expected topic")
     );
     run(stage.fleetctl(&["topology", "migrate", exchange::SEND_NOTIFICATION]), 0);
     run(stage.fleetctl(&["topology", "declare"]), 0);
@@ -298,7 +298,7 @@ fn a_queue_without_a_leader_is_shown_and_discarded_when_told_to() {
     let said = complaint(fleetctl(&["topology", "migrate", SMS]), 2);
     assert!(said.contains(&format!("`fleetctl topology migrate {SMS} --discard`")), "{said}");
     let said = run(fleetctl(&["topology", "migrate", SMS, "--discard"]), 0);
-    assert!(said.contains("and is deleted") && said.contains("is as it must be"), "{said}");
+    assert!(said.contains("and is deleted") && said.contains("is declared correctly"), "{said}");
     broker::ask(&mut session, SMS).expect("it answers");
     let said = complaint(fleetctl(&["topology", "migrate", SMS, "--discard"]), 2);
     assert!(said.contains("nothing is discarded"), "{said}");

@@ -85,7 +85,7 @@ fn await_goes_on(stage: &Stage, member: usize, partition: i32) -> i64 {
     let of_partition = format!(" partition={partition}");
     eventually_within(PATIENCE, "it goes on with what is left", || {
         let log = stage.log(member);
-        let line = log.lines().rfind(|line| line.ends_with(&of_partition) && line.contains(": going on there"))?;
+        let line = log.lines().rfind(|line| line.ends_with(&of_partition) && line.contains(": continuing there"))?;
         let (_, rest) = line.split_once("the first that is left is ")?;
         rest.split_once(':')?.0.parse().ok()
     })

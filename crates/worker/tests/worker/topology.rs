@@ -286,7 +286,7 @@ fn a_worker_takes_nothing_while_what_it_publishes_to_is_wrong() {
         let trouble = eventually("it says what is wrong", || trouble(port).filter(|why| why != "not connected"));
         assert_eq!(
             trouble,
-            "exchange `send_notification` exists with other arguments: its type is fanout, wanted is topic; \
+            "exchange `send_notification` exists with other arguments: its type is fanout, expected topic; \
              `fleetctl topology migrate send_notification` gives it those, and keeps its messages"
         );
         assert_eq!(depth(vhost.url(), QUEUE), 1);
