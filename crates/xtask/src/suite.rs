@@ -63,7 +63,7 @@ pub(crate) fn run(options: &[String]) -> anyhow::Result<bool> {
 
     let jobs = Mutex::new(jobs);
     let totals = Mutex::new(Totals::default());
-    // Only one thread is for the heavy ones.
+    // One thread begins with the heavy ones; the others, one for each core, take none of them.
     let work = &|any: bool| {
         let next = || {
             let mut jobs = lock(&jobs);
@@ -78,7 +78,7 @@ pub(crate) fn run(options: &[String]) -> anyhow::Result<bool> {
         }
         anyhow::Ok(())
     };
-    let threads = 2 * thread::available_parallelism()?.get();
+    let threads = 1 + thread::available_parallelism()?.get();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|number| scope.spawn(move || work(number == 0))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("it has no panics"))
