@@ -228,7 +228,7 @@ fn time_plain(stage: &Stage, author: UserId, followers: i64) -> anyhow::Result<D
     Ok(elapsed)
 }
 
-/// Answers the rate in followers/s.
+/// Returns the rate in followers/s.
 fn many(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<f64> {
     let (agent, followers) = (agent(), i64::from(args.followers));
     let (mut fleet, mut plain, mut ratios) = (Vec::new(), Vec::new(), Vec::new());

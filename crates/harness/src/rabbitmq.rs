@@ -150,7 +150,7 @@ impl PrivateRabbitmq {
         self.server.as_ref().expect("the private RabbitMQ runs").freeze()
     }
 
-    /// Runs Erlang in the node, and answers what comes of it. `rabbitmqctl` does the same in seconds.
+    /// Runs Erlang in the node, and returns what comes of it. `rabbitmqctl` does the same in seconds.
     ///
     /// # Panics
     /// When it fails.

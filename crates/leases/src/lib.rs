@@ -101,18 +101,12 @@ impl Leases {
     }
 
     /// Leaves the service's processes, but keeps what it holds: others' shares grow, and it takes nothing more.
-    ///
-    /// # Errors
-    /// The database's.
     pub fn retire(&self) -> storage::Result<()> {
         self.database
             .transaction_unheld(self.ttl, self.ttl / 4, |conn| leases::depart(conn, &self.service, &self.holder))
     }
 
     /// Renews what it holds, and takes nothing.
-    ///
-    /// # Errors
-    /// The database's.
     pub fn keep(&self) -> storage::Result<()> {
         self.database
             .transaction_unheld(self.ttl, self.ttl / 4, |conn| leases::renew(conn, &self.holder, self.ttl))

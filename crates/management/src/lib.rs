@@ -124,7 +124,7 @@ impl Management {
         }
     }
 
-    /// Closes every connection to a vhost from the server's side, and answers how many.
+    /// Closes every connection to a vhost from the server's side, and returns how many.
     pub fn close_connections(&self, vhost: &str) -> Result<usize, Error> {
         let path = format!("vhosts/{}/connections", segment(vhost));
         let connections = self.call("list connections", Method::GET, &path, &Value::Null)?;
@@ -149,7 +149,7 @@ impl Management {
         Ok(())
     }
 
-    /// Publishes a message with these properties, and answers whether it reached a queue.
+    /// Publishes a message with these properties, and returns whether it reached a queue.
     pub fn publish(
         &self,
         vhost: &str,

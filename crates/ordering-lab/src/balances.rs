@@ -86,7 +86,7 @@ pub(crate) fn lock(conn: &mut PgConnection, user_id: i64) -> Result<Option<Balan
         .optional()?)
 }
 
-/// Makes a user's row with a balance of 0, unless somebody else is first, and answers whether it did.
+/// Makes a user's row with a balance of 0, unless somebody else is first, and returns whether it did.
 fn make(conn: &mut PgConnection, consumer_id: i32, change: &Change) -> Result<bool> {
     let made = diesel::insert_into(user_balance::table)
         .values((

@@ -123,7 +123,7 @@ fn is_foreign(consumer: u32, tolerate_new: bool, first: u32) -> bool {
 }
 
 impl Consume {
-    /// Consumes until SIGTERM or SIGINT, and answers what it counted.
+    /// Consumes until SIGTERM or SIGINT, and returns what it counted.
     pub(crate) fn run(self, settings: &Settings) -> anyhow::Result<String> {
         let database = settings.database()?;
         let stop = Stop::on_signals(Duration::from_millis(settings.worker.stop_grace_ms))?;

@@ -226,7 +226,7 @@ impl Lab {
         Duration::from_secs(2) + 2 * self.options.work.longest()
     }
 
-    /// Waits until there are so many effects, and answers true; or false when there has been no further one for as long
+    /// Waits until there are so many effects, and returns true; or false when there has been no further one for as long
     /// as `patience`. Meanwhile looks after the processes.
     pub(crate) fn watch(
         &mut self,

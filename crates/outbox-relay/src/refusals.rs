@@ -104,7 +104,7 @@ impl Refusals {
     }
 
     /// Notes what came of trying a destination again: it's free if there was nothing, or something was taken and nothing refused.
-    /// Answers from which row on its messages are to be taken with the others' then.
+    /// Returns from which row on its messages are to be taken with the others' then.
     pub(crate) fn tried(&mut self, due: &Due, tried: &Tried, now: Instant) -> Option<i64> {
         let hold = self.holds.get_mut(&due.destination)?;
         if tried.left > 0 || tried.set_aside > 0 {

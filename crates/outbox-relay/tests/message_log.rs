@@ -211,7 +211,7 @@ impl Drop for Stopping<'_> {
     }
 }
 
-/// Accepts messages one after another, in alternation of a key of their own and of any partition, until it's told to stop. Answers
+/// Accepts messages one after another, in alternation of a key of their own and of any partition, until it's told to stop. Returns
 /// how many of each.
 fn produce(stage: &Stage, producer: usize, stop: &Stop) -> usize {
     let key = format!("key {producer}");

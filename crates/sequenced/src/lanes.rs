@@ -191,7 +191,7 @@ impl Lanes {
         self.full = false;
     }
 
-    /// Takes keys in hand that have no lane yet, and answers them: they are to be loaded. Others are poked, turned away
+    /// Takes keys in hand that have no lane yet, and returns them: they are to be loaded. Others are poked, turned away
     /// for lack of room, or none of this process's business.
     pub(crate) fn reserve<'a>(&mut self, keys: impl IntoIterator<Item = &'a str>) -> Vec<Arc<str>> {
         let mut reserved = Vec::new();

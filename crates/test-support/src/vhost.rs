@@ -50,7 +50,7 @@ impl TestVhost {
         &self.management_url
     }
 
-    /// Closes every connection to this vhost from the server's side, and answers how many there were.
+    /// Closes every connection to this vhost from the server's side, and returns how many there were.
     ///
     /// # Panics
     /// When the server doesn't answer.
@@ -100,7 +100,7 @@ impl TestVhost {
         self.management.delete_policy(&self.name, queue).expect("the server takes it");
     }
 
-    /// Publishes a message as another program might, with whatever properties. Answers whether it reached a queue.
+    /// Publishes a message as another program might, with whatever properties. Returns whether it reached a queue.
     ///
     /// # Panics
     /// When the server refuses.

@@ -85,7 +85,7 @@ impl Stage {
         Self { database, broker, logs, processes: Vec::new(), relay: Some(relay), _vhost: None }
     }
 
-    /// Starts one more process, with these settings beside the usual ones. Answers its number.
+    /// Starts one more process, with these settings beside the usual ones. Returns its number.
     pub(crate) fn start(&mut self, settings: &[(&str, &str)]) -> usize {
         let urls = [
             ("MURMURATION__DATABASE__URL", self.database.url()),

@@ -10,7 +10,7 @@ const WORK_MS: &str = "MURMURATION__EVENT_PROCESSOR__WORK_MS";
 const LEASE_TTL_MS: &str = "MURMURATION__SEQUENCED__LEASE_TTL_MS";
 
 /// Two processes share the shards, and both have events in hand for certain, of which none can take effect until the
-/// connection that this answers ends its transaction. Answers also who holds the leases of the first one.
+/// connection that this answers ends its transaction. Returns also who holds the leases of the first one.
 fn two_at_work(stage: &mut Stage, settings: &[(&str, &str)]) -> (String, Connection) {
     stage.start(settings);
     let first = eventually_within(PATIENCE, "the first one has all shards", || {

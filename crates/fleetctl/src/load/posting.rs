@@ -128,7 +128,7 @@ impl Posting<'_> {
 }
 
 impl Posted {
-    /// Tells how it went that each was to be accepted, and answers how many aren't known to be.
+    /// Tells how it went that each was to be accepted, and returns how many aren't known to be.
     pub(super) fn tell(&self, what: &str, count: u64, out: &mut dyn Write) -> anyhow::Result<u64> {
         let left = count - self.accepted;
         let pace = pace(self.accepted, self.elapsed);
@@ -301,7 +301,7 @@ impl<L: Fn(&Request) -> anyhow::Result<Found>> Delivery<'_, L> {
 }
 
 impl Doubles {
-    /// Tells of them, if there are any, and answers whether there are none.
+    /// Tells of them, if there are any, and returns whether there are none.
     pub(super) fn tell(&self, out: &mut dyn Write) -> anyhow::Result<bool> {
         let &Self { certain, possible } = self;
         if certain > 0 {

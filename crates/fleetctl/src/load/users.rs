@@ -43,7 +43,7 @@ pub(super) fn plan(prefix: &str, count: i64) -> anyhow::Result<ImportPlan> {
     ImportPlan::new(prefix, count, i32::MAX.unsigned_abs()).map_err(|(field, why)| anyhow::anyhow!("--{field} {why}"))
 }
 
-/// Makes the users, and answers how many are new.
+/// Makes the users, and returns how many are new.
 fn make(database: &Database, plan: &ImportPlan, interrupt: &Interrupt, progress: &Progress) -> anyhow::Result<u64> {
     let (mut made, mut next) = (0, 0);
     while next < plan.count() && !interrupt.is_set() {

@@ -63,7 +63,7 @@ const PATIENT: [(&str, &str); 3] = [
     ("MURMURATION__BROKER__HEARTBEAT_S", "30"),
 ];
 
-/// Runs it, and answers its standard output; it must have exited with `status`.
+/// Runs it, and returns its standard output; it must have exited with `status`.
 fn run(mut command: Command, status: i32) -> String {
     let output = command.output().expect("the program runs");
     checked(&output, status)
@@ -76,7 +76,7 @@ fn checked(output: &Output, status: i32) -> String {
     stdout.into_owned()
 }
 
-/// Runs it, and answers its standard error stream; it must have exited with `status`.
+/// Runs it, and returns its standard error stream; it must have exited with `status`.
 fn complaint(mut command: Command, status: i32) -> String {
     let output = command.output().expect("the program runs");
     checked(&output, status);
@@ -459,7 +459,7 @@ fn dead_letter(queue: &str, body: &[u8]) -> NewDeadLetter {
     }
 }
 
-/// Records them, and answers their ids.
+/// Records them, and returns their ids.
 fn dead_letters(database: &TestDatabase, letters: &[NewDeadLetter]) -> Vec<String> {
     let mut conn = database.database().connection().unwrap();
     dead_letters::record(&mut conn, letters).unwrap();

@@ -15,7 +15,7 @@ const SMALL: [(&str, &str); 2] =
     [("MURMURATION__MESSAGE_LOG__SEGMENT_BYTES", "500000"), ("MURMURATION__MESSAGE_LOG__MAX_BYTES", "1000000")];
 
 /// A group that has read some messages of partition 0 and none of partition 1, and has stopped. Retention has removed what it
-/// was to read next of both. Answers the first messages that are left, unless the broker is yet to remove more: it does that
+/// was to read next of both. Returns the first messages that are left, unless the broker is yet to remove more: it does that
 /// when it comes to it.
 fn behind(stage: &mut Stage) -> [i64; 2] {
     stage.set(&SMALL);
@@ -80,7 +80,7 @@ fn await_trouble(stage: &Stage, member: usize, why: &str) {
     eventually_within(PATIENCE, why, ready);
 }
 
-/// Awaits that a member goes on with what is left of a partition, and answers where.
+/// Awaits that a member goes on with what is left of a partition, and returns where.
 fn await_goes_on(stage: &Stage, member: usize, partition: i32) -> i64 {
     let of_partition = format!(" partition={partition}");
     eventually_within(PATIENCE, "it goes on with what is left", || {

@@ -149,7 +149,7 @@ impl Stage {
         self.settings.extend(settings.iter().map(|(name, value)| ((*name).into(), (*value).into())));
     }
 
-    /// Starts one more relay, and answers its number.
+    /// Starts one more relay, and returns its number.
     pub(crate) fn relay(&mut self) -> usize {
         // Another package's binary, which is beside this one's.
         let binary = Path::new(env!("CARGO_BIN_EXE_message-recorder")).with_file_name("outbox-relay");
@@ -157,7 +157,7 @@ impl Stage {
         self.start(binary, Vec::new())
     }
 
-    /// Starts one more member of a group, and answers its number.
+    /// Starts one more member of a group, and returns its number.
     pub(crate) fn member(&mut self, group: &str) -> usize {
         self.member_with(&["--group", group])
     }
@@ -377,7 +377,7 @@ impl Stage {
         held
     }
 
-    /// Awaits that the processes read so many partitions of a group each, in rising order, and answers which.
+    /// Awaits that the processes read so many partitions of a group each, in rising order, and returns which.
     #[track_caller]
     pub(crate) fn await_shares(&self, group: &str, shares: &[usize]) -> BTreeMap<String, Vec<i32>> {
         let end = Instant::now() + PATIENCE;

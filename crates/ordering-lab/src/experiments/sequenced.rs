@@ -121,7 +121,7 @@ fn append(lab: &Lab, messages: &[Message]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Awaits the first effect beyond so many, and answers how many events are still to take effect.
+/// Awaits the first effect beyond so many, and returns how many events are still to take effect.
 fn await_first(lab: &mut Lab, beyond: u64) -> anyhow::Result<i64> {
     let end = Instant::now() + LIMIT;
     while lab.effects()? <= beyond {

@@ -52,7 +52,7 @@ impl Stage {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
     }
 
-    /// Runs an experiment with short work, and answers what it wrote down about it.
+    /// Runs an experiment with short work, and returns what it wrote down about it.
     pub(crate) fn experiment(&self, arguments: &str) -> Value {
         self.experiment_with_work("5..20", arguments)
     }

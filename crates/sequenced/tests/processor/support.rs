@@ -233,7 +233,7 @@ impl Stage {
         broker::depths(&mut session, queues).expect("their depths").iter().map(|queue| queue.messages).sum()
     }
 
-    /// Takes everything out of queues, and answers what was in them: of each message its headers.
+    /// Takes everything out of queues, and returns what was in them: of each message its headers.
     pub(crate) fn drain(&self, queues: &[String]) -> Vec<BTreeMap<String, String>> {
         test_support::drain(&self.broker, queues, |delivery| (delivery.ticket, delivery.headers))
     }
@@ -381,7 +381,7 @@ impl Accounts {
         self.attempts().iter().filter(|attempt| *attempt.key == *key).count()
     }
 
-    /// The work of a key never overlapped itself, and each event was worked on after the one before. Answers how many
+    /// The work of a key never overlapped itself, and each event was worked on after the one before. Returns how many
     /// attempts there were.
     #[track_caller]
     pub(crate) fn assert_one_at_a_time(&self) -> usize {

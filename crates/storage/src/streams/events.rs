@@ -210,9 +210,6 @@ struct StateRow {
 }
 
 /// How the keys stand, in no order; unknown ones too.
-///
-/// # Errors
-/// The database's.
 pub fn load(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<State>> {
     let rows: Vec<StateRow> = sql_query(
         "SELECT k.key, coalesce(h.seq, 0) AS head, coalesce(c.seq, 0) AS cursor, coalesce(c.revision, 0) AS revision,
@@ -249,9 +246,6 @@ pub fn load(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<St
 }
 
 /// The newest sequence of each of the keys that there are, in no order.
-///
-/// # Errors
-/// The database's.
 pub fn heads(conn: &mut PgConnection, name: &str, keys: &[&str]) -> Result<Vec<(String, i64)>> {
     let rows = stream_head::table.filter(stream_head::stream.eq(name).and(stream_head::key.eq_any(keys)));
     Ok(rows.select((stream_head::key, stream_head::seq)).load(conn)?)
@@ -372,9 +366,6 @@ struct AdvancedRow {
 /// nobody else has, and no operator has changed what is next. Returns for each position what became of it. At most one
 /// position for each key. To be run in the transaction of the effects, before them, and only those events whose cursors were
 /// moved may have an effect.
-///
-/// # Errors
-/// The database's.
 pub fn advance(conn: &mut PgConnection, name: &str, positions: &[Position<'_>], worker: &str) -> Result<Vec<Change>> {
     let columns = columns(positions.iter().copied());
     // Nobody waits for a cursor: one that somebody holds would hold up all other keys, and two batches could deadlock.
@@ -428,9 +419,6 @@ fn ms(wait: Duration) -> i64 {
 
 /// Notes failed attempts, unless the event has taken effect, an operator has changed it, or other attempts at it have ended
 /// or begun meanwhile: so one that is noted again, because no answer came, counts once. Returns what became of each.
-///
-/// # Errors
-/// The database's.
 pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Result<Vec<Change>> {
     let (columns, attempts, deaths) = counts(failed.iter().map(|failed| failed.attempt));
     let waits: Vec<Option<i64>> = failed.iter().map(|failed| failed.retry_after.map(ms)).collect();
@@ -467,18 +455,12 @@ pub fn fail(conn: &mut PgConnection, name: &str, failed: &[Failed<'_>]) -> Resul
 /// Puts attempts on record that may kill their process: committed before they begin, and gone when they have ended. Each is
 /// one more than the deaths that are known of; if it's on record already, that was the same, whose answer was lost. Returns
 /// what became of each: only those that are on record may begin.
-///
-/// # Errors
-/// The database's.
 pub fn begin(conn: &mut PgConnection, name: &str, attempts: &[Attempt<'_>]) -> Result<Vec<Change>> {
     change_deaths(conn, name, attempts, 1)
 }
 
 /// Takes back attempts on record that were given up, to be made again, if nothing else has ended or begun meanwhile. Returns
 /// what became of each.
-///
-/// # Errors
-/// The database's.
 pub fn take_back(conn: &mut PgConnection, name: &str, attempts: &[Attempt<'_>]) -> Result<Vec<Change>> {
     change_deaths(conn, name, attempts, -1)
 }
@@ -540,9 +522,6 @@ struct SweptRow {
 
 /// Looks at up to `limit` keys beyond `after` (the empty string is before all) that have events which wait and don't rest, and
 /// returns those of the shards that may go on now, and don't because of a retry: see [`due`].
-///
-/// # Errors
-/// The database's.
 pub fn sweep(conn: &mut PgConnection, name: &str, shards: i32, held: &[i32], after: &str, limit: i64) -> Result<Swept> {
     // Skips from key to key along the index of what waits, so that a long backlog of one key costs no more than a
     // short one.
@@ -582,9 +561,6 @@ pub fn sweep(conn: &mut PgConnection, name: &str, shards: i32, held: &[i32], aft
 /// Has the events of keys rest that are parked, or wait for long: the sweep passes them over until the key goes on. That an
 /// event rests means that its key's cursor says so too, for both change under the cursor's lock; [`rouse`] ends it. Returns
 /// how many events began to rest.
-///
-/// # Errors
-/// The database's.
 pub fn rest(conn: &mut PgConnection, name: &str, keys: &[String]) -> Result<usize> {
     if keys.is_empty() {
         return Ok(0);
@@ -640,9 +616,6 @@ pub struct Due {
 }
 
 /// Returns up to `limit` keys whose time for a retry has come, behind the last one of the page before.
-///
-/// # Errors
-/// The database's.
 pub fn due(conn: &mut PgConnection, name: &str, behind: Option<&Due>, limit: i64) -> Result<Vec<Due>> {
     Ok(sql_query(
         "SELECT key, retry_at FROM stream_cursor
@@ -659,9 +632,6 @@ pub fn due(conn: &mut PgConnection, name: &str, behind: Option<&Due>, limit: i64
 
 /// Has keys tried again at once that wait for longer than any wait may last: the clock was set back since. Returns how many
 /// there were.
-///
-/// # Errors
-/// The database's.
 pub fn hasten(conn: &mut PgConnection, name: &str, longest: Duration) -> Result<usize> {
     Ok(sql_query(
         "UPDATE stream_cursor c SET retry_at = clock_timestamp()

@@ -250,9 +250,6 @@ pub fn members(conn: &mut PgConnection, service: &str) -> Result<Vec<Member>> {
 }
 
 /// The service whose members share these resources, as long as one of them holds any.
-///
-/// # Errors
-/// The database's.
 pub fn service(conn: &mut PgConnection, resources: &[&str]) -> Result<Option<String>> {
     let holders = lease::table.filter(lease::resource.eq_any(resources)).select(lease::holder);
     let service = member::table.filter(member::holder.nullable().eq_any(holders)).select(member::service);

@@ -31,9 +31,6 @@ pub struct Parked {
 }
 
 /// Parked keys of a stream, sorted: `limit` of those beyond `after` (the empty string is before all).
-///
-/// # Errors
-/// The database's.
 pub fn list(conn: &mut PgConnection, stream: &str, after: &str, limit: i64) -> Result<Vec<Parked>> {
     Ok(stream_cursor::table
         .filter(stream_cursor::stream.eq(stream).and(stream_cursor::parked_at.is_not_null()))
@@ -52,9 +49,6 @@ pub fn list(conn: &mut PgConnection, stream: &str, after: &str, limit: i64) -> R
 }
 
 /// All parked keys of a stream, sorted.
-///
-/// # Errors
-/// The database's.
 pub fn keys(conn: &mut PgConnection, stream: &str) -> Result<Vec<String>> {
     Ok(stream_cursor::table
         .filter(stream_cursor::stream.eq(stream).and(stream_cursor::parked_at.is_not_null()))
@@ -142,9 +136,6 @@ pub struct Change {
 }
 
 /// What operators have done to the key, the oldest first.
-///
-/// # Errors
-/// The database's.
 pub fn history(conn: &mut PgConnection, stream: &str, key: &str) -> Result<Vec<Change>> {
     Ok(sql_query(
         "SELECT seq, action, last_error, payload::text AS payload, changed_by, changed_at FROM stream_change

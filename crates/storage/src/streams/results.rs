@@ -31,9 +31,6 @@ const DISORDER: &str = "
 /// How many effects are out of order, of the accounts whose id starts with `prefix`: taking an account's rows of
 /// `account_effect` by id, those whose sequence isn't greater than that of the row before, or that leave out an event which
 /// nobody skipped.
-///
-/// # Errors
-/// The database's.
 pub fn order_errors(conn: &mut PgConnection, prefix: &str) -> Result<i64> {
     Ok(sql_query(format!("SELECT count(*) AS n FROM ({DISORDER}) disorder"))
         .bind::<Text, _>(ACCOUNT_EVENT)
@@ -186,9 +183,6 @@ struct DisorderedRow {
 
 /// The totals of the accounts whose id starts with `prefix`. To be run in a transaction of its own, so that all of them
 /// are of the same moment.
-///
-/// # Errors
-/// The database's.
 pub fn totals(conn: &mut PgConnection, prefix: &str) -> Result<Totals> {
     sql_query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(conn)?;
     let keys: Keys = sql_query(
@@ -385,9 +379,6 @@ pub struct Listed {
 }
 
 /// Part of the accounts.
-///
-/// # Errors
-/// The database's.
 pub fn accounts(conn: &mut PgConnection, part: &Part) -> Result<Listed> {
     let only = match part.only {
         Only::All => "",

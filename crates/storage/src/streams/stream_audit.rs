@@ -110,9 +110,6 @@ struct Row {
 
 /// Runs every check on the stream's keys that start with `prefix`, and those of its `effects`; what it returns has a count of 0
 /// where all is well. To be run in a transaction of its own: all checks see the same state.
-///
-/// # Errors
-/// The database's.
 pub fn run(
     conn: &mut PgConnection,
     stream: &str,
@@ -165,9 +162,6 @@ pub struct Backlog {
 }
 
 /// What waits, of the stream's keys that start with `prefix`. Costs no more than there is.
-///
-/// # Errors
-/// The database's.
 pub fn backlog(conn: &mut PgConnection, stream: &str, prefix: &str) -> Result<Backlog> {
     Ok(sql_query(
         "SELECT count(*) FILTER (WHERE c.parked_at IS NULL) AS waiting,
@@ -183,9 +177,6 @@ pub fn backlog(conn: &mut PgConnection, stream: &str, prefix: &str) -> Result<Ba
 /// How many of a key's events have exactly this payload: for a client that doesn't know whether its request took
 /// place, and has marked what it sent. Waits for everybody who is accepting events just now, since one of them may be at
 /// that request.
-///
-/// # Errors
-/// The database's.
 pub fn times_accepted(conn: &mut PgConnection, stream: &str, key: &str, payload: &str) -> Result<i64> {
     conn.transaction(|conn| locks::stream_for_dividing(conn, stream))?;
     let count: Count =
@@ -218,9 +209,6 @@ pub struct Lag {
 }
 
 /// What waits in each shard of a stream that has so many; in no order, and without those where nothing does.
-///
-/// # Errors
-/// The database's.
 pub fn lag(conn: &mut PgConnection, stream: &str, shards: i32) -> Result<Vec<Lag>> {
     Ok(sql_query(
         "SELECT shard, waiting, parked, oldest, (extract(epoch FROM clock_timestamp() - oldest) * 1000)::bigint AS oldest_ms
