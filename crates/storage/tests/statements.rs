@@ -37,6 +37,9 @@ const PARTS: [&[(&str, &str)]; 4] = [
     &[("on_conflict", "ON CONFLICT DO NOTHING"), ("table", "sms_notification"), ("address", "phone")],
 ];
 
+/// Parameters for which other crates pass a constant of this one: where that is, and its name.
+const PASSED: [(&str, (&str, &str)); 1] = [("effects", ("streams/account_effects.rs", "CHECKS"))];
+
 /// Where SQL is run in another way: other tests run each of these, whatever they are about.
 const OTHER_WAYS: [(&str, &str); 6] = [
     ("log/message_outbox.rs", "push_sql"),
@@ -127,7 +130,9 @@ impl Texts {
     }
 
     fn constant(&self, name: &str, position: Option<usize>) -> Vec<String> {
-        let own = self.constants.get(&(self.file.clone(), name.to_owned()));
+        let passed = PASSED.iter().find(|(parameter, _)| *parameter == name).map(|(_, constant)| *constant);
+        let (file, name) = passed.unwrap_or((&self.file, name));
+        let own = self.constants.get(&(file.to_owned(), name.to_owned()));
         let constant =
             own.or_else(|| self.constants.iter().find(|((_, other), _)| other == name).map(|(_, expr)| expr));
         constant.map(|expr| self.of(expr, position)).unwrap_or_default()

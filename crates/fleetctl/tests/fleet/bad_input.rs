@@ -117,7 +117,7 @@ fn bad_messages_are_set_aside_with_the_reason_and_stop_nobody() {
                 bad_json(&with(&import, "userId", u64::MAX), "wrong shape: "),
                 bad_json(&with(&import, "followerLogin", "a\0b"), "followerLogin must not contain the NUL character"),
                 bad_json(&with(&import, "followerLogin", long(31)), "followerLogin is too long"),
-                bad_json(&with(&import, "followerLogin", "a b"), "followerLogin must not contain blanks"),
+                bad_json(&with(&import, "followerLogin", "a b"), "followerLogin must not contain whitespace"),
                 bad_json(&with(&import, "importId", NOTHING), "unknown import"),
             ],
         ),
@@ -366,7 +366,7 @@ fn what_fails_for_a_while_is_tried_again_until_it_succeeds() {
     stage.api.post(author, PRIVATE, true);
     for service in ["email-notifier", "sms-notifier"] {
         eventually_within(PATIENCE, "the message is retried", || {
-            stage.fleet.log(&Name(service, 0)).expect("a log").contains("waits for another attempt").then_some(())
+            stage.fleet.log(&Name(service, 0)).expect("a log").contains("will be retried").then_some(())
         });
     }
     stage.database.execute("ALTER TABLE elsewhere RENAME TO email_notification");

@@ -217,7 +217,7 @@ fn loading_waits_for_the_events_to_be_through_when_its_asked_to() {
     (0..3).for_each(|_| apply(&database, "p0"));
     let summary = crate::checked(&child.wait_with_output().unwrap(), 0);
     assert!(summary.contains("\napplied: 3 of 3, 0 skipped, 0 parked; since the first was accepted "), "{summary}");
-    assert!(summary.contains("\nlongest account: p0, 3 events, 0.0 s of work; all took "), "{summary}");
+    assert!(summary.contains("\nlongest account: p0, 3 events, 0.0 s of work; all of it took "), "{summary}");
 
     let child = spawn(load(&["--prefix", "q", "--wait", "60s"]));
     await_activity(&database, "%AS waiting%");
@@ -303,7 +303,7 @@ fn while_the_database_is_frozen_nothing_is_lost_and_whatever_is_doubled_is_told(
     let accepted = |count| eventually("events are accepted", || (database.count(ACCEPTED) >= count).then_some(()));
     accepted(500);
     let frozen = postgres.freeze();
-    crate::await_line(&mut child, "tried again if need be: 503");
+    crate::await_line(&mut child, "retrying a request: 503");
     drop(frozen);
     let output = child.wait_with_output().unwrap();
     let summary = String::from_utf8_lossy(&output.stdout);

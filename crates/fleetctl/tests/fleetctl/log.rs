@@ -324,7 +324,7 @@ fn what_retention_has_removed_is_told_with_the_first_that_is_left() {
     assert_eq!((&shown["trimmed"], shown["lag"].as_i64()), (&json!(true), Some(newest + 1 - first)));
     assert!(run(stage.fleetctl(&["log", "groups"]), 0).contains(" 10 (trimmed) "));
 
-    let told = format!("has offset 10 no more: retention removed it; the first is {first}, the newest {newest}");
+    let told = format!("no longer has offset 10: retention removed it; the first is {first}, the newest {newest}");
     let browse = ["log", "browse", "--partition", "0", "--from", "10", "--count", "1"];
     assert!(stage.refusal(&browse).contains(&told));
     assert_eq!(stage.json(&[&browse[..], &["--or-first"]].concat())[0]["offset"], json!(first));
@@ -484,7 +484,7 @@ fn a_reset_that_isnt_safe_or_makes_no_sense_is_refused_and_changes_nothing() {
     let mut patient = stage.fleetctl(&["log", "reset-offset", "--group", "recorder", "--first"]);
     patient.env("MURMURATION__MESSAGE_RECORDER__LEASE_TTL_MS", "300000");
     let told = complaint(patient, 2);
-    assert!(told.contains("members of `recorder` run: host-17-abcdef (seen "), "{told}");
+    assert!(told.contains("members of `recorder` are running: host-17-abcdef (seen "), "{told}");
     assert!(told.contains("stop them first, or use --force"), "{told}");
     assert_eq!((stage.offsets(&recorder), stage.recorded(&recorder)), (vec![(0, 10)], 10));
     let mut forced = stage.fleetctl(&[
@@ -559,7 +559,10 @@ fn what_a_reset_removes_is_agreed_to_and_the_way_back_takes_a_word_of_its_own() 
         [&["log", "reset-offset", "--group", "recorder", "--partition", "0"], args].concat()
     }
     let told = stage.refusal(&reset(&["--offset", "4"]));
-    assert!(told.contains("of group `recorder`, 6 recorded messages are to be removed; say --yes"), "{told}");
+    assert!(
+        told.contains("of group `recorder`, 6 recorded messages are to be removed; nothing was changed: pass --yes"),
+        "{told}"
+    );
     broker::delete_queues(
         &mut broker::Session::open(&broker_settings(stage.vhost.url()), "test").unwrap(),
         &["message.p00".into()],
@@ -603,7 +606,7 @@ fn a_group_is_removed_with_all_that_it_has_and_no_other_and_not_while_members_ru
         command
     };
     let told = complaint(patiently(&remove), 2);
-    assert!(told.contains("members of `audit` run: host-17-abcdef (seen "), "{told}");
+    assert!(told.contains("members of `audit` are running: host-17-abcdef (seen "), "{told}");
     // One that has been silent for long is dead.
     stage.database.execute("UPDATE member SET seen_at = seen_at - interval '1 hour'");
     let report = run(patiently(&[&remove[..], &["--dry-run"]].concat()), 0);
@@ -640,7 +643,7 @@ fn partitions_are_added_with_their_streams_by_one_at_a_time() {
         let told = stage.refusal(&["log", "add-partitions", more]);
         assert!(told.contains(why), "{told}");
     }
-    assert!(stage.refusal(&["log", "add-partitions", "95"]).contains("there are 6 partitions, and 100 at most"));
+    assert!(stage.refusal(&["log", "add-partitions", "95"]).contains("there are 6 partitions; the maximum is 100"));
     assert!(complaint(stage.blind(&["log", "add-partitions", "1"]), 2).contains("broker"));
     let mut conn = stage.database.database().connection().unwrap();
     let told = resharding::alone(&mut conn, MESSAGE, |_| stage.refusal(&["log", "add-partitions", "1"]));
@@ -748,7 +751,7 @@ fn verifying_the_log_waits_until_the_group_has_all_that_was_accepted() {
     assert!(shown.contains("WRONG   still in progress: partition 0: 10 to be published\n"), "{shown}");
     stage.relay();
     let shown = run(stage.fleetctl(&verify("0s")), 1);
-    assert!(shown.contains("still in progress: partition 1: nothing recorded from offset 0 on\n"), "{shown}");
+    assert!(shown.contains("still in progress: partition 1: nothing recorded from offset 0 onwards\n"), "{shown}");
     run(stage.fleetctl(&["log", "verify", "--group", "recorder"]), 0);
 
     let child = spawn(stage.fleetctl(&verify("60s")));

@@ -194,7 +194,7 @@ fn migrating_waits_for_a_database_that_isnt_there_yet() {
     let mut command = bare();
     command.args(["--database-url", &format!("{server}/{name}"), "migrate"]);
     let mut child = spawn(command);
-    await_line(&mut child, "waiting for it up to 60s");
+    await_line(&mut child, "waiting up to 60s");
     let mut conn = beside.database().connection().unwrap();
     admin::create_database(&mut conn, &name, None).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -322,7 +322,7 @@ fn a_users_password_is_read_from_the_standard_input_and_kept_as_a_hash() {
     refused(&["--login", "cat", "--phone", "+14155550123", "--email", "a@b.cd"], "cannot be used with");
     refused(&["--login", "cat"], "required");
     refused(&["--login", "cat", "--phone", "123"], "E.164");
-    refused(&["--login", "c t", "--email", "a@b.cd"], "blanks");
+    refused(&["--login", "c t", "--email", "a@b.cd"], "whitespace");
     assert_eq!(count("true"), 2);
 }
 

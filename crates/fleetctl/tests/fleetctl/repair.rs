@@ -81,7 +81,7 @@ fn an_interrupted_repair_says_so_and_goes_on_when_it_is_run_again() {
     let mut again = repair(&["--by", "ben"]);
     let output = again.output().unwrap();
     let report = checked(&output, 1);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("going on with repair 1, which ann began"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("continuing repair 1, which ann began"), "{output:?}");
     assert!(report.starts_with("repair 1: 30 feed rows"), "{report}");
     assert_eq!(wrong(&report), ["WRONG   feed rows missing: 10"]);
     let report = run(repair(&["--restart"]), 0);
@@ -98,7 +98,7 @@ fn a_repair_waits_for_a_row_that_somebody_holds() {
     sql::execute(&mut other, "BEGIN").unwrap();
     sql::execute(&mut other, &format!("SELECT FROM feed_entry WHERE reader_id = {author} FOR UPDATE")).unwrap();
     let mut child = spawn(fleetctl(&database, &["verify", "--repair"]));
-    await_line(&mut child, "trying again: another transaction holds");
+    await_line(&mut child, "trying again: another transaction held");
     sql::execute(&mut other, "ROLLBACK").unwrap();
     checked(&child.wait_with_output().unwrap(), 0);
     assert_eq!(rows(&database), all);

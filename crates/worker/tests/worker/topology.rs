@@ -287,7 +287,7 @@ fn a_worker_takes_nothing_while_what_it_publishes_to_is_wrong() {
         assert_eq!(
             trouble,
             "exchange `send_notification` exists with other arguments: its type is fanout, expected topic; \
-             `fleetctl topology migrate send_notification` gives it those, and keeps its messages"
+             `fleetctl topology migrate send_notification` changes them, and keeps its messages"
         );
         assert_eq!(depth(vhost.url(), QUEUE), 1);
         broker::delete_exchanges(&mut session(&vhost), &[exchange::SEND_NOTIFICATION.into()]).expect("it's deleted");
