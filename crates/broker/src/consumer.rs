@@ -168,7 +168,7 @@ impl Consumer {
     /// A reader of a stream, which keeps its messages. Nothing of it is to be acknowledged: what is handed out makes room
     /// for as much to be sent ahead.
     #[must_use]
-    pub fn of_stream(settings: &Settings, name: &str, stream: &str, prefetch: u16, start: StreamOffset) -> Self {
+    pub fn of_stream_queue(settings: &Settings, name: &str, stream: &str, prefetch: u16, start: StreamOffset) -> Self {
         let mut consumer = Self::new(settings, name, vec![stream.into()], prefetch);
         consumer.from.start = Some(start);
         consumer

@@ -90,7 +90,7 @@ impl Publisher {
     ///
     /// And adds no property of its own: they are a good part of what reading a stream costs the broker.
     #[must_use]
-    pub fn for_streams(mut self) -> Self {
+    pub fn for_stream_queues(mut self) -> Self {
         self.streams = true;
         self
     }

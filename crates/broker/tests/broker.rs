@@ -19,7 +19,7 @@ use broker::{
 use domain::{
     Envelope,
     envelope::identifies,
-    log::{MESSAGE, partition_routing_key, partition_stream},
+    log::{MESSAGE, partition_queue, partition_routing_key},
     topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology},
 };
 
@@ -732,7 +732,7 @@ fn what_was_confirmed_is_in_its_stream_also_when_the_streams_writer_was_started_
     let node = node();
     let settings = Settings { window_messages: 1024, ..node.settings() };
     declare(&settings, &Topology::log(STREAMS as i32, log_retention()));
-    let mut publisher = Publisher::new(&settings, "test").for_streams();
+    let mut publisher = Publisher::new(&settings, "test").for_stream_queues();
     let confirmed = AtomicUsize::new(0);
     thread::scope(|scope| {
         let killing = scope.spawn(|| {
@@ -761,8 +761,8 @@ fn what_was_confirmed_is_in_its_stream_also_when_the_streams_writer_was_started_
     });
     let mut missing: HashSet<_> = (0..confirmed.load(Ordering::Relaxed)).collect();
     for partition in 0..STREAMS {
-        let stream = partition_stream(partition as i32);
-        let mut reader = Consumer::of_stream(&settings, "test", &stream, 1000, StreamOffset::First);
+        let stream = partition_queue(partition as i32);
+        let mut reader = Consumer::of_stream_queue(&settings, "test", &stream, 1000, StreamOffset::First);
         let mut last_came = Instant::now();
         while missing.iter().any(|number| number % STREAMS == partition) {
             for delivery in reader.next_batch(1000, Duration::ZERO, IDLE).unwrap() {

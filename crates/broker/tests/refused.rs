@@ -51,7 +51,7 @@ fn a_publisher_that_was_refused_for_long_says_so_and_goes_on_once_there_is_room(
     let vhost = TestVhost::new();
     let settings = broker_settings(vhost.url());
     declare(&settings, &["narrow", "wide"]);
-    let publishers = [Publisher::new(&settings, "test"), Publisher::new(&settings, "test").for_streams()];
+    let publishers = [Publisher::new(&settings, "test"), Publisher::new(&settings, "test").for_stream_queues()];
     for mut publisher in publishers {
         let (link, began) = (publisher.link(), Utc::now());
         vhost.limit("narrow", 1);

@@ -52,7 +52,7 @@ impl Stage {
     }
 
     fn reader(&self, start: StreamOffset) -> Consumer {
-        Consumer::of_stream(&self.settings, "reading", STREAM, 100, start)
+        Consumer::of_stream_queue(&self.settings, "reading", STREAM, 100, start)
     }
 
     fn survey(&self) -> Survey {

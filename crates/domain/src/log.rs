@@ -38,7 +38,7 @@ pub fn partition_routing_key(partition: i32) -> String {
 }
 
 /// The stream that holds a partition: `message.p00` …
-pub fn partition_stream(partition: i32) -> String {
+pub fn partition_queue(partition: i32) -> String {
     format!("{MESSAGE}.{}", partition_routing_key(partition))
 }
 
@@ -208,11 +208,14 @@ pub struct MessageId<'a> {
 impl<'a> MessageId<'a> {
     /// The id that an AMQP message id stands for, if it's one.
     pub fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = text.split('/');
-        let (log, partition, seq) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let id = Self { log, partition, seq };
+        let (log, rest) = text.split_once('/')?;
+        let (partition, seq) = rest.split_once('/')?;
         // One way of writing it, no other.
-        (parts.next().is_none() && seq > 0 && id.to_string() == text).then_some(id)
+        let is_plain = |number: &str, zeros: usize| {
+            number.bytes().all(|byte| byte.is_ascii_digit()) && (number.len() == zeros || !number.starts_with('0'))
+        };
+        let is_written_so = partition.len() >= 2 && is_plain(partition, 2) && is_plain(seq, 0);
+        is_written_so.then(|| Some(Self { log, partition: partition.parse().ok()?, seq: seq.parse().ok()? }))?
     }
 }
 

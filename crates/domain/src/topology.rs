@@ -2,7 +2,7 @@
 //! nothing.
 
 use crate::{
-    log::{partition_routing_key, partition_stream},
+    log::{partition_queue, partition_routing_key},
     stream::{shard_queue, shard_routing_key},
 };
 use serde::Deserialize;
@@ -206,7 +206,7 @@ impl Topology {
         let mut topology = Self::default();
         topology.exchange(exchange::MESSAGE, ExchangeKind::Direct);
         for partition in 0..partitions {
-            let stream = partition_stream(partition);
+            let stream = partition_queue(partition);
             topology.queue(&stream, Expiry::Retain(retention));
             topology.bind(exchange::MESSAGE, &stream, &partition_routing_key(partition));
         }

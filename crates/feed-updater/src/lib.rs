@@ -14,7 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, feeds, garbage, users};
+use storage::{Database, feeds, sweep, users};
 use telemetry::SweepDone;
 use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
@@ -67,7 +67,7 @@ fn sweep(database: &Database, interval: Duration, stop: &Stop) {
             if stop.is_requested() {
                 return;
             }
-            let piece = match database.transaction(garbage::take) {
+            let piece = match database.transaction(sweep::take) {
                 Ok(Some(piece)) => piece,
                 Ok(None) => break,
                 Err(error) => {
@@ -75,7 +75,7 @@ fn sweep(database: &Database, interval: Duration, stop: &Stop) {
                     break;
                 }
             };
-            match database.transaction(|conn| garbage::sweep(conn, &piece)) {
+            match database.transaction(|conn| sweep::remove_page(conn, &piece)) {
                 Ok(rows) => removed += rows as u64,
                 Err(error) => log::warn!("swept later: {:#}", anyhow::Error::new(error)),
             }

@@ -1,7 +1,7 @@
 //! A group's beginning.
 
 use broker::Survey;
-use domain::log::{Group, partition_stream};
+use domain::log::{Group, partition_queue};
 use serde::Deserialize;
 use storage::{Database, consumer_offsets, partitions};
 
@@ -32,7 +32,7 @@ pub(crate) fn found(
     };
     let mut survey = survey()?;
     let mut place = |partition| -> Result<_, broker::Error> {
-        let stream = partition_stream(partition);
+        let stream = partition_queue(partition);
         let offset = match from {
             Start::First => survey.first(&stream)?,
             Start::Next => survey.newest(&stream)?.map(|newest| newest + 1),

@@ -9,7 +9,7 @@ use crate::{
 use broker::{Batch, Consumer, Delivery, Link, Survey};
 use chrono::Utc;
 use domain::{
-    log::{Group, partition_stream, proof::Trust},
+    log::{Group, partition_queue, proof::Trust},
     topology::Retention,
 };
 use process::{Backoff, Stop};
@@ -134,10 +134,10 @@ impl From<broker::Error> for End {
 
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, partition: i32, stop: Stop, state: Arc<State>) -> Self {
-        let stream = partition_stream(partition);
+        let stream = partition_queue(partition);
         let (database, retention, needed) = (shared.database.clone(), shared.retention, stream.clone());
         let start = place::start(&Position::placed(0, None));
-        let consumer = Consumer::of_stream(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
+        let consumer = Consumer::of_stream_queue(&shared.broker, SERVICE, &stream, shared.reading.prefetch, start)
             .on_connect(move |session| streams::declare(session, &database, retention, Some(&needed)));
         let away = shared.worker.backoff();
         let trust = Trust::new(&shared.log, partition);

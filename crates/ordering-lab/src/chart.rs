@@ -61,7 +61,7 @@ pub(crate) fn svg(reports: &[Report]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiments::Experiment;
+    use crate::experiment::Experiment;
 
     #[test]
     fn the_chart_shows_each_experiment_that_counts_errors() {

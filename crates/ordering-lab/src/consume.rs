@@ -3,7 +3,7 @@
 use crate::{
     balances::{self, Applied, Balance, Change, Treatment},
     context::Settings,
-    experiments::Experiment,
+    experiment::Experiment,
     load::{Fault, Message},
     names,
     work::WorkTime,

@@ -4,7 +4,7 @@ use crate::{
     balances::{self, Counted},
     consume::{Consumer, Strategy},
     context::Settings,
-    experiments::Experiment,
+    experiment::Experiment,
     interrupt::{Interrupt, Interrupted},
     load::{self, Fault, Message},
     names, produce,
@@ -92,11 +92,14 @@ impl Lab {
         })
     }
 
-    /// Does the experiment, and takes away what it has set up, whatever becomes of it.
-    pub(crate) fn run(mut self) -> anyhow::Result<Report> {
+    /// Runs the experiment, and takes away what it has set up, whatever becomes of it.
+    pub(crate) fn run(
+        mut self,
+        experiment: impl FnOnce(&mut Self) -> anyhow::Result<Report>,
+    ) -> anyhow::Result<Report> {
         let began = Instant::now();
         produce::prepare_users(&self.database, &self.users(), self.options.fresh)?;
-        let result = self.experiment.run(&mut self);
+        let result = experiment(&mut self);
         // Those that don't heed are killed.
         self.children.stop_all(GRACE);
         let cleaned = self.forget_users().and_then(|()| self.clean());

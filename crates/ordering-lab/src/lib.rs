@@ -4,6 +4,7 @@ mod balances;
 mod chart;
 mod consume;
 mod context;
+mod experiment;
 mod experiments;
 mod lab;
 mod load;
@@ -14,7 +15,7 @@ mod run;
 mod tables;
 mod work;
 
-use crate::{context::Settings, experiments::Experiment};
+use crate::{context::Settings, experiment::Experiment};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum as _};
 use command_line::{Outcome, Verbosity, interrupt, progress, servers::Connections};

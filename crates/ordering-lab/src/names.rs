@@ -1,6 +1,6 @@
 //! What the lab's exchanges and queues are called, and which there can be: so that those of a run that crashed are found.
 
-use crate::experiments::Experiment;
+use crate::experiment::Experiment;
 use domain::topology::{Binding, Exchange, ExchangeKind, Expiry, Queue, Topology};
 
 /// The most consumers of an experiment, before others join them.

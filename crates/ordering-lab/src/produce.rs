@@ -1,6 +1,6 @@
 //! The load, produced by hand.
 
-use crate::{balances, context::Settings, experiments::Experiment, load, names};
+use crate::{balances, context::Settings, experiment::Experiment, load, names};
 use anyhow::{bail, ensure};
 use broker::{PublishError, Publisher, Reason, Session};
 use clap::{Args, ValueEnum};

@@ -1,7 +1,7 @@
 //! What was seen, as text, as a table and as JSON.
 
 use crate::balances::Counted;
-use crate::experiments::Experiment;
+use crate::experiment::Experiment;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,

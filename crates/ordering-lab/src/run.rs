@@ -3,7 +3,8 @@
 use crate::{
     Outcome, chart,
     context::Settings,
-    experiments::Experiment,
+    experiment::Experiment,
+    experiments,
     interrupt::Interrupt,
     lab::{self, Lab, Options},
     names::CONSUMERS_MAX,
@@ -126,7 +127,8 @@ impl Run {
 
         let mut reports = Vec::new();
         for experiment in &self.experiment.0 {
-            let report = Lab::new(settings, &options, *experiment, interrupt, &database)?.run()?;
+            let lab = Lab::new(settings, &options, *experiment, interrupt, &database)?;
+            let report = lab.run(|lab| experiments::run(*experiment, lab))?;
             report.write(out)?;
             out.flush()?;
             reports.push(report);

@@ -120,7 +120,7 @@ impl LogRelay {
             database,
             broker: broker.clone(),
             destinations,
-            publisher: Publisher::new(broker, SERVICE).for_streams(),
+            publisher: Publisher::new(broker, SERVICE).for_stream_queues(),
             declared: false,
             away: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             batch,

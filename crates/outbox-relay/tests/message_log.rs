@@ -4,7 +4,7 @@ use broker::{Consumer, Delivery, Session, Settings, StreamOffset};
 use chrono::Utc;
 use domain::{
     Envelope,
-    log::{Arrival, LogMessage, MESSAGE, MessageId, Watermark, partition_stream},
+    log::{Arrival, LogMessage, MESSAGE, MessageId, Watermark, partition_queue},
     stream::key_hash,
     topology::{Expiry, Queue, Topology, exchange, queue},
 };
@@ -100,8 +100,8 @@ impl Stage {
 
     /// A reader of a partition's stream, from its first message on.
     fn reader(&self, partition: i32) -> impl FnMut() -> Vec<Read> {
-        let stream = partition_stream(partition);
-        let mut consumer = Consumer::of_stream(&self.broker, "test", &stream, 1000, StreamOffset::First);
+        let stream = partition_queue(partition);
+        let mut consumer = Consumer::of_stream_queue(&self.broker, "test", &stream, 1000, StreamOffset::First);
         move || {
             let batch = consumer.next_batch(1000, Duration::ZERO, A_MOMENT).expect("there is such a stream");
             batch.deliveries.iter().map(|delivery| self.open(delivery)).collect()
@@ -110,7 +110,7 @@ impl Stage {
 
     fn open(&self, delivery: &Delivery) -> Read {
         let id = MessageId::parse(delivery.message_id.as_deref().unwrap()).expect("an id of the log's");
-        assert_eq!((id.log, &*partition_stream(id.partition)), (&*self.token, &*delivery.queue));
+        assert_eq!((id.log, &*partition_queue(id.partition)), (&*self.token, &*delivery.queue));
         assert_eq!((delivery.kind.as_deref(), delivery.correlation_id.as_deref()), (Some(MESSAGE), Some("request")));
         let LogMessage { text, key, accepted_at, run } = serde_json::from_slice(&delivery.body).unwrap();
         assert!(accepted_at.is_some_and(|time| time <= Utc::now()), "it says when it was accepted");
@@ -164,11 +164,11 @@ impl Stage {
     }
 
     fn delete_stream(&self, partition: i32) {
-        broker::delete_queues(&mut self.session(), &[partition_stream(partition)]).unwrap();
+        broker::delete_queues(&mut self.session(), &[partition_queue(partition)]).unwrap();
     }
 
     fn has_stream(&self, partition: i32) -> bool {
-        !broker::existing(&mut self.session(), &[partition_stream(partition)]).unwrap().is_empty()
+        !broker::existing(&mut self.session(), &[partition_queue(partition)]).unwrap().is_empty()
     }
 
     /// From now on `sql` runs before messages that are confirmed are removed: amid the transaction that has published them.
@@ -491,7 +491,7 @@ fn a_partition_that_takes_nothing_waits_and_the_others_go_on() {
     stage.relay_all(&mut relay);
     // A queue of another kind is where the stream was, so it can't be declared.
     stage.delete_stream(2);
-    let queue = Queue { name: partition_stream(2), expiry: Expiry::Never };
+    let queue = Queue { name: partition_queue(2), expiry: Expiry::Never };
     broker::declare(&mut stage.session(), &Topology { queues: vec![queue], ..Topology::default() }).unwrap();
     // Nor by one that connects only now.
     for mut relay in [relay, stage.relay(10)] {

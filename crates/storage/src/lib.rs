@@ -15,11 +15,12 @@ mod microblog {
     pub mod audit;
     pub mod avatars;
     pub mod feeds;
-    pub mod garbage;
+    pub(crate) mod garbage;
     pub mod imports;
     pub mod notifications;
     pub mod repair;
     pub mod subscriptions;
+    pub mod sweep;
     pub mod tweets;
     pub mod users;
 }

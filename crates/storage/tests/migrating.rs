@@ -2,7 +2,7 @@
 
 use diesel::connection::SimpleConnection as _;
 use domain::{TweetId, UserId, values::Channel};
-use storage::{audit, garbage, subscriptions, tweets};
+use storage::{audit, subscriptions, sweep, tweets};
 use test_support::TestDatabase;
 
 /// By the rule of the time: whoever had followed by when a tweet was posted was notified of it.
@@ -59,8 +59,8 @@ fn who_was_notified_by_the_old_rule_is_by_the_new_one() {
         assert_eq!(finding.count, 0, "{finding:?}");
     }
     // And of who was deleted before, what follows from it now.
-    while let Some(piece) = db.database().transaction(garbage::take).unwrap() {
-        db.database().transaction(|conn| garbage::sweep(conn, &piece)).unwrap();
+    while let Some(piece) = db.database().transaction(sweep::take).unwrap() {
+        db.database().transaction(|conn| sweep::remove_page(conn, &piece)).unwrap();
     }
     assert_eq!(db.count(&format!("SELECT count(*) AS n FROM subscription WHERE follower_id = {gone}")), 0);
 }

@@ -12,7 +12,7 @@ use std::{
     },
     thread,
 };
-use storage::{Database, audit, feeds, garbage, notifications, subscriptions, tweets};
+use storage::{Database, audit, feeds, notifications, subscriptions, sweep, tweets};
 use test_support::{TestDatabase, eventually, sql};
 
 const EVERYBODY: FollowerRange = FollowerRange { after: UserId(0), upto: UserId(i64::MAX) };
@@ -57,9 +57,9 @@ fn make_due(db: &TestDatabase) {
 
 /// Sweeps what is due, as the service does.
 fn sweep_with(database: &Database) {
-    while let Some(piece) = database.transaction(garbage::take).unwrap() {
+    while let Some(piece) = database.transaction(sweep::take).unwrap() {
         // What fails was put off.
-        let _ = database.transaction(|conn| garbage::sweep(conn, &piece));
+        let _ = database.transaction(|conn| sweep::remove_page(conn, &piece));
     }
 }
 
@@ -327,8 +327,8 @@ fn a_large_piece_of_garbage_is_swept_in_pages_between_which_others_have_their_tu
     make_due(&db);
     db.execute(&format!("UPDATE feed_garbage SET due_at = due_at - interval '1 s' WHERE tweet_id = {large}"));
     let page = || {
-        let piece = db.database().transaction(garbage::take).unwrap().expect("a piece is due");
-        db.database().transaction(|conn| garbage::sweep(conn, &piece)).unwrap()
+        let piece = db.database().transaction(sweep::take).unwrap().expect("a piece is due");
+        db.database().transaction(|conn| sweep::remove_page(conn, &piece)).unwrap()
     };
     assert_eq!(page(), 1000);
     assert_eq!(page(), 1);

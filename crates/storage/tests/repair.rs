@@ -11,9 +11,9 @@ use std::{
     thread,
 };
 use storage::{
-    audit, feeds, garbage, notifications,
+    audit, feeds, notifications,
     repair::{self, Repair, Totals},
-    subscriptions, tweets, users,
+    subscriptions, sweep, tweets, users,
 };
 use test_support::TestDatabase;
 
@@ -75,8 +75,8 @@ fn wrong(db: &TestDatabase) -> Vec<(&'static str, u64)> {
 
 fn sweep(db: &TestDatabase) {
     db.execute("UPDATE feed_garbage SET due_at = clock_timestamp()");
-    while let Some(piece) = db.database().transaction(garbage::take).unwrap() {
-        let _ = db.database().transaction(|conn| garbage::sweep(conn, &piece));
+    while let Some(piece) = db.database().transaction(sweep::take).unwrap() {
+        let _ = db.database().transaction(|conn| sweep::remove_page(conn, &piece));
     }
 }
 

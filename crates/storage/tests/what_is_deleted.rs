@@ -5,7 +5,7 @@ use domain::{
     message::{FollowerRange, SendNotificationChunk, Tweet},
     values::{Channel, ImportPlan, TweetText},
 };
-use storage::{Error, audit, feeds, garbage, imports, notifications, subscriptions, tweets, users};
+use storage::{Error, audit, feeds, imports, notifications, subscriptions, sweep, tweets, users};
 use test_support::TestDatabase;
 
 /// How far a tweet has come.
@@ -100,8 +100,8 @@ impl Stage {
     fn sweep(&self) {
         let database = self.db.database();
         while self.db.execute("UPDATE feed_garbage SET due_at = clock_timestamp()") > 0 {
-            let piece = database.transaction(garbage::take).unwrap().expect("it's due");
-            database.transaction(|conn| garbage::sweep(conn, &piece)).unwrap();
+            let piece = database.transaction(sweep::take).unwrap().expect("it's due");
+            database.transaction(|conn| sweep::remove_page(conn, &piece)).unwrap();
         }
     }
 

@@ -7,7 +7,7 @@ use domain::{
 };
 use std::thread;
 use storage::{
-    Error, PgConnection, audit, feeds, garbage, imports, migrations, notifications, subscriptions, tweets,
+    Error, PgConnection, audit, feeds, imports, migrations, notifications, subscriptions, sweep, tweets,
     users::{self, NewUser},
 };
 use test_support::TestDatabase;
@@ -102,11 +102,11 @@ fn leaving_deleting_and_the_sweep_take_tweets_out_of_feeds() {
     // A chunk that was under way writes its row after the end of the subscription: unseen, and swept.
     db.execute(&format!("INSERT INTO feed_entry VALUES ({reader}, {left})"));
     assert_eq!(feed(&mut conn, reader), [kept]);
-    assert!(db.database().transaction(garbage::take).unwrap().is_none(), "nothing is due yet");
+    assert!(db.database().transaction(sweep::take).unwrap().is_none(), "nothing is due yet");
     db.execute("UPDATE feed_garbage SET due_at = now()");
     let mut removed = 0;
-    while let Some(piece) = db.database().transaction(garbage::take).unwrap() {
-        removed += db.database().transaction(|conn| garbage::sweep(conn, &piece)).unwrap();
+    while let Some(piece) = db.database().transaction(sweep::take).unwrap() {
+        removed += db.database().transaction(|conn| sweep::remove_page(conn, &piece)).unwrap();
     }
     assert_eq!(removed, 2);
     assert_eq!(db.count("SELECT count(*) AS n FROM feed_entry"), 1);

@@ -8,7 +8,7 @@ use crate::{
     output::{self, short, visible},
 };
 use anyhow::Context as _;
-use domain::log::{Group, partition_stream};
+use domain::log::{Group, partition_queue};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -148,7 +148,7 @@ impl Known {
             let count = |count: fn(&Standing) -> i64| standing.map_or(0, count);
             PartitionShown {
                 partition,
-                stream: partition_stream(partition),
+                stream: partition_queue(partition),
                 declared: stream.map(|stream| stream != Stream::Missing),
                 newest_offset: stream.and_then(Stream::newest),
                 next_offset: next,

@@ -3,7 +3,7 @@
 use crate::output::{hex, short, time, visible};
 use broker::{Consumer, Delivery, Settings, StreamOffset};
 use chrono::{DateTime, Utc};
-use domain::log::{LogMessage, partition_stream, proof::Trust};
+use domain::log::{LogMessage, partition_queue, proof::Trust};
 use serde::Serialize;
 use std::time::Duration;
 use storage::{Database, message_epochs, partitions};
@@ -114,8 +114,8 @@ impl Reader {
     /// A reader from this offset on, of the partition of the log whose ids begin like this.
     pub(super) fn new(database: &Database, broker: &Settings, log: &str, partition: i32, from: i64) -> Self {
         const PREFETCH: u16 = 100;
-        let stream = partition_stream(partition);
-        let consumer = Consumer::of_stream(broker, "fleetctl", &stream, PREFETCH, StreamOffset::At(from));
+        let stream = partition_queue(partition);
+        let consumer = Consumer::of_stream_queue(broker, "fleetctl", &stream, PREFETCH, StreamOffset::At(from));
         Self { database: database.clone(), trust: Trust::new(log, partition), partition, consumer, next: from }
     }
 

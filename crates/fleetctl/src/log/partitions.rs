@@ -1,6 +1,6 @@
 use super::stream::{Stream, figure, look_at_all, write_blindness};
 use crate::{Outcome, context::Context, output};
-use domain::log::partition_stream;
+use domain::log::partition_queue;
 use serde::Serialize;
 use std::io::Write;
 use storage::partitions::{self, Partition};
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     let (streams, blind) = look_at_all(context, &partitions.iter().map(|row| row.partition).collect::<Vec<_>>());
     let shown = partitions.into_iter().zip(streams).map(|(Partition { partition, seq, waiting }, stream)| Shown {
         partition,
-        stream: partition_stream(partition),
+        stream: partition_queue(partition),
         declared: stream.map(|stream| stream != Stream::Missing),
         first_offset: stream.and_then(Stream::first),
         newest_offset: stream.and_then(Stream::newest),

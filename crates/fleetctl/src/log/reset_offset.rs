@@ -6,7 +6,7 @@ use super::{
 use crate::{Outcome, consent::Consent, context::Context, duration};
 use anyhow::{bail, ensure};
 use chrono::{DateTime, Utc};
-use domain::log::{Group, partition_stream};
+use domain::log::{Group, partition_queue};
 use std::io::Write;
 use storage::{
     PgConnection,
@@ -161,7 +161,7 @@ fn targets(to: &To, partitions: &[i32], broker: &broker::Settings) -> anyhow::Re
     let looked = stream::survey(broker, partitions, |survey, partition| {
         let stream = Stream::look(survey, partition)?;
         let since = match to.time {
-            Some(time) if stream.newest().is_some() => survey.since(&partition_stream(partition), time)?,
+            Some(time) if stream.newest().is_some() => survey.since(&partition_queue(partition), time)?,
             _ => None,
         };
         Ok((stream, since))

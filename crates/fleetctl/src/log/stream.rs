@@ -3,7 +3,7 @@
 use crate::context::Context;
 use anyhow::{Context as _, bail};
 use broker::{Error, Settings, Survey};
-use domain::log::partition_stream;
+use domain::log::partition_queue;
 use std::thread;
 
 /// Connections that look at streams at once: a stream takes up to a second.
@@ -22,7 +22,7 @@ pub(super) enum Stream {
 
 impl Stream {
     pub(super) fn look(survey: &mut Survey, partition: i32) -> Result<Self, Error> {
-        let stream = partition_stream(partition);
+        let stream = partition_queue(partition);
         let first = match survey.first(&stream) {
             Err(Error::MissingQueue { .. }) => return Ok(Self::Missing),
             first => first?,
@@ -61,7 +61,7 @@ impl Stream {
         match self {
             Self::Missing => bail!(
                 "there is no stream `{}`; declare it with `fleetctl topology declare`",
-                partition_stream(partition)
+                partition_queue(partition)
             ),
             Self::Empty | Self::Holds { .. } => Ok(()),
         }

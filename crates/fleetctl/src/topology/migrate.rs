@@ -153,7 +153,7 @@ impl<'a> Migration<'a> {
             }
             match self.declare(queue) {
                 Err(Error::Conflict { .. }) => {
-                    self.say("it was declared again with the old arguments; trying once more")?
+                    self.say("it was declared again with the old arguments; trying once more")?;
                 }
                 declared => return Ok(declared.map(|()| true)?),
             }

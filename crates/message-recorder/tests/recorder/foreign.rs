@@ -4,7 +4,7 @@ use crate::stage::{PATIENCE, PRIVATE, Stage, group};
 use broker::{Consumer, Publisher, StreamOffset};
 use domain::{
     Envelope,
-    log::{KEY_MAX, MESSAGE, MessageId, TEXT_MAX, partition_stream},
+    log::{KEY_MAX, MESSAGE, MessageId, TEXT_MAX, partition_queue},
     topology::Topology,
 };
 use rustix::process::Signal;
@@ -52,7 +52,7 @@ fn begin() -> (Stage, usize) {
 
 /// The body of partition 0's first message, as it stands in the stream.
 fn first_body(stage: &Stage) -> Vec<u8> {
-    let mut reader = Consumer::of_stream(stage.broker(), "test", &partition_stream(0), 10, StreamOffset::First);
+    let mut reader = Consumer::of_stream_queue(stage.broker(), "test", &partition_queue(0), 10, StreamOffset::First);
     eventually_within(PATIENCE, "the first message comes", || {
         let batch = reader.next_batch(1, Duration::ZERO, Duration::from_secs(1)).expect("the broker is there");
         batch.into_iter().next().map(|delivery| delivery.body)

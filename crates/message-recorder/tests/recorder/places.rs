@@ -1,7 +1,7 @@
 //! Streams that don't have any more what a group is to read next.
 
 use crate::stage::{PATIENCE, Stage, group};
-use domain::log::partition_stream;
+use domain::log::partition_queue;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use storage::consumer_offsets;
@@ -34,7 +34,7 @@ fn behind(stage: &mut Stage) -> [i64; 2] {
         eventually_within(PATIENCE, "retention removes the first segments", || {
             stage.producer("large").large(partition, 20);
             stage.await_relayed();
-            let first = survey.first(&partition_stream(partition)).expect("the stream is there");
+            let first = survey.first(&partition_queue(partition)).expect("the stream is there");
             first.filter(|first| *first > 100)
         })
     });
@@ -60,7 +60,7 @@ fn reset(stage: &Stage, partition: i32, offset: i64) -> usize {
 /// Awaits that the group has all of a partition from this offset on.
 fn await_all_from(stage: &Stage, partition: i32, offset: i64) {
     stage.await_relayed();
-    let newest = stage.survey().newest(&partition_stream(partition)).expect("the stream is there").expect("a message");
+    let newest = stage.survey().newest(&partition_queue(partition)).expect("the stream is there").expect("a message");
     let sql = format!(
         r#"SELECT coalesce(max("offset"), -1) AS n FROM message WHERE "group" = '{GROUP}' AND partition = {partition}"#
     );
@@ -106,7 +106,7 @@ fn a_group_that_retention_has_overtaken_stops_there_alone_and_goes_on_when_it_is
     let mut survey = stage.survey();
     let [first_of_0, first_of_1] = [(0, 100), (1, 0)].map(|(partition, next)| {
         eventually_within(PATIENCE, "it says what is left", || {
-            let first = survey.first(&partition_stream(partition)).expect("the stream is there")?;
+            let first = survey.first(&partition_queue(partition)).expect("the stream is there")?;
             let said = format!("partition={partition} reason=\"{}\"", said(next, first));
             stage.log(member).contains(&said).then_some(first)
         })
@@ -141,7 +141,7 @@ fn a_group_that_retention_has_overtaken_goes_on_by_itself_where_it_is_told_to() 
     let [first_of_0, first_of_1] = [0, 1].map(|partition| await_goes_on(&stage, member, partition));
     let mut survey = stage.survey();
     for (partition, went_on) in (0..).zip([first_of_0, first_of_1]) {
-        let first_now = survey.first(&partition_stream(partition)).expect("the stream is there").expect("a message");
+        let first_now = survey.first(&partition_queue(partition)).expect("the stream is there").expect("a message");
         let left = first[usize::from(partition == 1)]..=first_now;
         assert!(left.contains(&went_on), "it was to go on with the first that is left, {left:?}: {went_on}");
         await_all_from(&stage, partition, went_on);
@@ -173,13 +173,13 @@ fn a_stream_that_was_made_anew_is_not_read_until_the_group_is_reset() {
     stage.restart(member);
     let said =
         |partition: i32, reason: &str| format!("{STOPPED} group={GROUP} partition={partition} reason=\"{reason}");
-    stage.await_log(member, &said(1, "the group's next offset is 100, and the stream ends before its first message"));
+    stage.await_log(member, &said(1, "the group's next offset is 100, but the stream ends before its first message"));
     stage.await_log(member, &said(2, "the message before offset 100 isn't the one that was read there"));
     // And one that goes while it's read.
     producer.to(3, 10);
     stage.await_count(GROUP, 410);
     stage.delete_stream(3);
-    stage.await_log(member, &said(3, "the group's next offset is 110, and the stream ends before its first message"));
+    stage.await_log(member, &said(3, "the group's next offset is 110, but the stream ends before its first message"));
     producer.to(0, 10);
     stage.await_count(GROUP, 420);
     await_trouble(&stage, member, "partition 1: the group's next offset is 100");

@@ -2,7 +2,7 @@
 
 use broker::{Session, Survey};
 use domain::{
-    log::{Group, MessageId, PARTITIONS_MAX, partition_stream},
+    log::{Group, MessageId, PARTITIONS_MAX, partition_queue},
     topology::Topology,
 };
 use process::Stop;
@@ -274,7 +274,7 @@ impl Stage {
 
     /// Deletes a partition's stream with all that is in it.
     pub(crate) fn delete_stream(&self, partition: i32) {
-        broker::delete_queues(&mut self.session(), &[partition_stream(partition)]).expect("it's deleted");
+        broker::delete_queues(&mut self.session(), &[partition_queue(partition)]).expect("it's deleted");
     }
 
     /// Adds partitions, as an operator does.

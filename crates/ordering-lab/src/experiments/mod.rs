@@ -1,4 +1,4 @@
-//! The experiments, and how they are asked for.
+//! The experiments.
 
 mod balance;
 mod competing;
@@ -10,58 +10,21 @@ mod redelivery;
 mod restart;
 mod sequenced;
 
-use crate::{lab::Lab, report::Report};
-use clap::ValueEnum;
-use serde::{Serialize, Serializer};
-use std::fmt;
+use crate::{experiment::Experiment, lab::Lab, report::Report};
 
-/// What can be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Experiment {
-    Competing,
-    ConsistentHash,
-    AddConsumers,
-    DrainFirst,
-    Balance,
-    MessageVersion,
-    Prefetch,
-    Killer,
-    Redelivery,
-    Restart,
-    Sequenced,
-}
-
-impl Experiment {
-    pub(crate) fn name(self) -> String {
-        self.to_possible_value().expect("no experiment is hidden").get_name().to_owned()
-    }
-
-    /// Does it.
-    pub(crate) fn run(self, lab: &mut Lab) -> anyhow::Result<Report> {
-        match self {
-            Self::Competing => competing::run(lab),
-            Self::ConsistentHash => hash::consistent_hash(lab),
-            Self::AddConsumers => hash::add_consumers(lab),
-            Self::DrainFirst => hash::drain_first(lab),
-            Self::Balance => balance::run(lab),
-            Self::MessageVersion => message_version::run(lab),
-            Self::Prefetch => prefetch::run(lab),
-            Self::Killer => killer::run(lab),
-            Self::Redelivery => redelivery::run(lab),
-            Self::Restart => restart::run(lab),
-            Self::Sequenced => sequenced::run(lab),
-        }
-    }
-}
-
-impl fmt::Display for Experiment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.name())
-    }
-}
-
-impl Serialize for Experiment {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.name())
+/// Does one.
+pub(crate) fn run(experiment: Experiment, lab: &mut Lab) -> anyhow::Result<Report> {
+    match experiment {
+        Experiment::Competing => competing::run(lab),
+        Experiment::ConsistentHash => hash::consistent_hash(lab),
+        Experiment::AddConsumers => hash::add_consumers(lab),
+        Experiment::DrainFirst => hash::drain_first(lab),
+        Experiment::Balance => balance::run(lab),
+        Experiment::MessageVersion => message_version::run(lab),
+        Experiment::Prefetch => prefetch::run(lab),
+        Experiment::Killer => killer::run(lab),
+        Experiment::Redelivery => redelivery::run(lab),
+        Experiment::Restart => restart::run(lab),
+        Experiment::Sequenced => sequenced::run(lab),
     }
 }

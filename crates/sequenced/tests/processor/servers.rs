@@ -61,7 +61,7 @@ fn events_go_on_in_order_when_the_broker_was_killed() {
     let _relay = stage.relay();
     let processors = [stage.start(&accounts), stage.start(&accounts)];
     let unrelayed = || stage.database.count("SELECT count(*) AS n FROM outbox");
-    let last_declared = [domain::log::partition_stream(3)];
+    let last_declared = [domain::log::partition_queue(3)];
     stage.under_load(40, || {
         await_more(&accounts);
         // RabbitMQ 3.10 leaves a queue without a leader for good if it's killed while that is declared.

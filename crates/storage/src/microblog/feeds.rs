@@ -59,6 +59,19 @@ LEFT JOIN LATERAL (
     SELECT true AS yes FROM subscription
     WHERE author_id = live.author_id AND follower_id = f.reader_id AND since_tweet_id <= f.tweet_id OFFSET 0) seen ON true"#;
 
+/// The most of an author's tweets that leave a feed at once with them.
+const NEWEST: i64 = 1000;
+
+/// Removes the author's newest tweets from the reader's feed, who has just left: what is first in the feed is gone at once,
+/// however much there is. The sweep goes through all.
+pub(crate) fn remove_newest(conn: &mut PgConnection, author: UserId, reader: UserId) -> Result<usize> {
+    let newest = tweet::table.select(tweet::id).filter(tweet::author_id.eq(author.0)).order(tweet::id.desc());
+    let tweets: Vec<i64> = newest.limit(NEWEST).load(conn)?;
+    let mut keys: Vec<_> = tweets.into_iter().map(|tweet| (reader.0, tweet)).collect();
+    keys.reverse();
+    remove_unseen(conn, &keys)
+}
+
 /// Of these feed rows `(reader, tweet)`, given in their order, removes those whose tweets their readers don't see, and returns
 /// how many. To be run in a transaction.
 ///

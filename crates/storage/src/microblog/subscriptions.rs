@@ -1,7 +1,7 @@
 //! Tables `subscription` and `former_subscription`: who follows whom, and since which tweet.
 
 use crate::{
-    Error, Result, garbage, locks,
+    Error, Result, feeds, garbage, locks,
     schema::{subscription, user},
     users,
 };
@@ -63,7 +63,7 @@ pub fn remove(conn: &mut PgConnection, author: UserId, follower: UserId) -> Resu
     if !end(conn, author, follower)? {
         return Err(Error::NotFound("subscription"));
     }
-    garbage::remove_newest(conn, author, follower)?;
+    feeds::remove_newest(conn, author, follower)?;
     garbage::author_left(conn, author, follower)
 }
 
