@@ -36,10 +36,18 @@ pub enum Error {
     Query(#[source] Diesel),
 }
 
+/// Whether the connection is lost. A statement can't even be sent once that is known.
+pub(crate) fn is_lost(error: &Diesel) -> bool {
+    use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand};
+    matches!(error, Diesel::DatabaseError(ClosedConnection | UnableToSendCommand, _) | Diesel::BrokenTransactionManager)
+}
+
 impl From<Diesel> for Error {
     fn from(error: Diesel) -> Self {
         match error {
-            Diesel::DatabaseError(DatabaseErrorKind::ClosedConnection, _) => Self::Unavailable(error.into()),
+            error if is_lost(&error) => Self::Unavailable(error.into()),
+            // What the commit has met counts, not that nothing could be undone after it.
+            Diesel::RollbackErrorOnCommit { commit_error, .. } => (*commit_error).into(),
             Diesel::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Contention(error),
             Diesel::DatabaseError(DatabaseErrorKind::Unknown, ref info) if info.message() == DEADLOCK => {
                 Self::Contention(error)
@@ -56,7 +64,6 @@ impl From<Diesel> for Error {
             {
                 Self::TooSlow(error)
             }
-            Diesel::BrokenTransactionManager => Self::Unavailable(error.into()),
             _ => Self::Query(error),
         }
     }

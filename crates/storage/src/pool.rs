@@ -1,10 +1,9 @@
 //! The connection pool: bounded in every wait.
 
-use crate::{Error, Result, session::Expected, socket::Before};
+use crate::{Error, Result, error::is_lost, session::Expected, socket::Before};
 use diesel::{
     Connection as _, PgConnection, RunQueryDsl,
     connection::{AnsiTransactionManager, InstrumentationEvent, TransactionManager as _},
-    result::{DatabaseErrorKind, Error as Diesel},
     sql_query,
     sql_types::Text,
 };
@@ -143,7 +142,7 @@ impl r2d2::ManageConnection for Manager {
             InstrumentationEvent::FinishQuery { error, .. } => {
                 seen.deadline_ms.store(0, Ordering::Release);
                 seen.last_answer_ms.store(now_ms(), Ordering::Release);
-                if let Some(Diesel::DatabaseError(DatabaseErrorKind::ClosedConnection, _)) = error {
+                if error.is_some_and(is_lost) {
                     current.fetch_add(1, Ordering::AcqRel);
                 }
             }

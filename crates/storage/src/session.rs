@@ -1,10 +1,10 @@
 //! A session's settings that the code relies on, whatever the server, the database and the role have for defaults.
 
-use crate::Settings;
+use crate::{Settings, error::is_lost};
 use diesel::{
     PgConnection, RunQueryDsl,
     connection::SimpleConnection as _,
-    result::{DatabaseErrorKind, Error as Diesel},
+    result::Error as Diesel,
     sql_query,
     sql_types::{Array, Text},
 };
@@ -116,7 +116,7 @@ fn is_english(language: &str, conn: &mut PgConnection) -> Result<bool, Diesel> {
     }
     // A server may lack the translations that its locale asks for, so its word counts.
     match sql_query("SELECT 1 / 0").execute(conn) {
-        Err(error @ Diesel::DatabaseError(DatabaseErrorKind::ClosedConnection, _)) => Err(error),
+        Err(error) if is_lost(&error) => Err(error),
         Err(Diesel::DatabaseError(_, info)) => Ok(info.message() == "division by zero"),
         _ => Ok(false),
     }

@@ -237,3 +237,16 @@ fn a_transaction_that_stands_still_past_its_limit_lets_go_of_its_rows() {
     });
     assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");
 }
+
+#[test]
+fn a_connection_that_was_lost_is_no_refusal_however_often_it_is_used() {
+    let db = TestDatabase::new();
+    let mut conn = db.database().connection().unwrap();
+    let pid = sql::count(&mut conn, "SELECT pg_backend_pid()::bigint AS n").unwrap();
+    db.count(&format!("SELECT pg_terminate_backend({pid})::int::bigint AS n"));
+    // The second time there's nothing left to send it to.
+    for time in ["first", "second"] {
+        let error = sql::count(&mut conn, "SELECT 1::bigint AS n").unwrap_err();
+        assert!(matches!(error, Error::Unavailable(_)), "the {time} time: {error:?}");
+    }
+}
