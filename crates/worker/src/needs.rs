@@ -66,13 +66,13 @@ impl Needs {
         }
         // What there is to be consumed besides goes on.
         let all = consumed.iter().all(|queue| unusable.contains_key(queue));
+        self.left_out.set_wrong(unusable.keys().cloned().collect());
         for queue in self.left_out.silent().into_iter().filter(|queue| consumed.contains(queue)) {
             let why = format!("queue `{queue}` does not answer; see `fleetctl topology show`");
             unusable.entry(queue).or_insert(why);
         }
         let news = unusable.iter().filter(|(queue, _)| !self.leaves_out(queue));
         news.for_each(|(queue, why)| log::error!(queue = queue.as_str(); "doesn't consume a queue: {why}"));
-        self.left_out.set_wrong(unusable.keys().cloned().collect());
         self.trouble().queues = unusable;
         last.filter(|_| all).map_or(Ok(()), Err)
     }

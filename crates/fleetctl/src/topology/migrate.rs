@@ -42,8 +42,10 @@ impl<'a> Migration<'a> {
         if exchange.is_none() && queue.is_none() {
             bail!("the fleet has no queue or exchange `{name}`; `fleetctl topology show` lists them");
         }
-        if let Some(queue) = queue.as_ref().filter(|queue| !matches!(queue.expiry, Expiry::Retain(_))) {
-            self.await_answer(queue, discard)?;
+        match queue.as_ref().filter(|queue| !matches!(queue.expiry, Expiry::Retain(_))) {
+            Some(queue) => self.await_answer(queue, discard)?,
+            None if discard => bail!("--discard is for a queue, and not for one of the message log"),
+            None => {}
         }
         if let Some(exchange) = exchange {
             self.exchange(&exchange)?;
@@ -61,9 +63,9 @@ impl<'a> Migration<'a> {
                 self.say(&format!("queue `{name}` gave no answer in {after:?} and is deleted"))
             }
             Err(Error::TimedOut { after, .. }) => bail!(
-                "queue `{name}` gives no answer in {after:?}: it has no leader. Are all RabbitMQ nodes up? If it was declared \
-                 in the second before RabbitMQ was killed, it has none for good: `fleetctl topology migrate {name} --discard` deletes it and \
-                 declares it anew"
+                "queue `{name}` gives no answer in {after:?}: it has no leader. Are all RabbitMQ nodes up? If it was \
+                 declared in the second before RabbitMQ was killed, it has none for good: `fleetctl topology migrate \
+                 {name} --discard` deletes it and declares it anew"
             ),
             Ok(()) if discard => {
                 bail!("queue `{name}` answers: nothing is discarded; without --discard its messages are kept")

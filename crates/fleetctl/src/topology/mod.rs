@@ -35,8 +35,7 @@ pub(crate) enum Command {
         /// Delete a queue that gives no answer, with whatever is in it, and declare it anew
         ///
         /// For one that was declared in the second before RabbitMQ was killed: it has lost its leader for good, and its
-        /// messages, if
-        /// it had any. One whose nodes are away still has them: bring those back instead.
+        /// messages, if it had any. One whose nodes are away still has them: bring those back instead.
         #[arg(long)]
         discard: bool,
         #[command(flatten)]

@@ -277,9 +277,6 @@ fn messages_that_do_not_arrive_where_they_go_are_shown_as_overdue() {
 
 #[test]
 fn a_queue_without_a_leader_is_shown_and_discarded_when_told_to() {
-    if !PrivateRabbitmq::is_installed() {
-        return;
-    }
     let (mut node, database) = (PrivateRabbitmq::new(), TestDatabase::new());
     node.start();
     let fleetctl = |args: &[&str]| {
@@ -302,4 +299,6 @@ fn a_queue_without_a_leader_is_shown_and_discarded_when_told_to() {
     broker::ask(&mut session, SMS).expect("it answers");
     let said = complaint(fleetctl(&["topology", "migrate", SMS, "--discard"]), 2);
     assert!(said.contains("nothing is discarded"), "{said}");
+    let said = complaint(fleetctl(&["topology", "migrate", "message.p00", "--discard"]), 2);
+    assert!(said.contains("not for one of the message log"), "{said}");
 }

@@ -174,9 +174,6 @@ fn a_queue_with_other_arguments_is_left_out_and_taken_back_in_when_it_is_put_rig
 /// As a queue is that RabbitMQ has left without a leader, being killed while it was declared: it's there, and that's all.
 #[test]
 fn a_queue_that_does_not_answer_is_left_out_and_taken_back_in_when_it_does() {
-    if !PrivateRabbitmq::is_installed() {
-        return;
-    }
     let mut node = PrivateRabbitmq::new();
     node.start();
     let url = node.url();
