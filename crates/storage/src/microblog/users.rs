@@ -12,7 +12,7 @@ use diesel::{
     prelude::*,
     result::{DatabaseErrorKind, Error as Diesel},
     sql_query,
-    sql_types::{Array, BigInt, Integer, Nullable, Text},
+    sql_types::{Array, BigInt, Bool, Integer, Nullable, Text},
 };
 use domain::{
     ImportId, UserId,
@@ -83,9 +83,14 @@ pub fn create(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User> {
             user::is_active.eq(new.is_active),
             user::roles.eq(serde_json::json!(new.roles)),
         ))
+        // A violated constraint would be an error in the server's log, whenever a client likes.
+        .on_conflict(user::login)
+        .filter_target(user::deleted_at.is_null())
+        .do_nothing()
         .returning(User::as_returning())
         .get_result(conn)
-        .map_err(taken)
+        .optional()?
+        .ok_or(Error::Taken("login"))
 }
 
 #[derive(QueryableByName)]
@@ -214,16 +219,38 @@ pub fn require_known(conn: &mut PgConnection, ids: &[UserId]) -> Result<()> {
     if unknown.n == 0 { Ok(()) } else { Err(Error::NotFound("user")) }
 }
 
+#[derive(QueryableByName)]
+struct Renamed {
+    #[diesel(sql_type = Bool)]
+    renamed: bool,
+    #[diesel(sql_type = Bool)]
+    known: bool,
+}
+
 /// Changes the login.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Taken`].
 pub fn rename(conn: &mut PgConnection, id: UserId, login: &Login) -> Result<()> {
-    let changed = diesel::update(user::table.filter(user::id.eq(id.0).and(user::deleted_at.is_null())))
-        .set((user::login.eq(login.as_str()), user::updated_at.eq(diesel::dsl::now)))
-        .execute(conn)
-        .map_err(taken)?;
-    found(changed)
+    // Asks first, so that only who takes the login at the same moment makes this violate the constraint.
+    let Renamed { renamed, known } = sql_query(
+        r#"WITH renamed AS (
+               UPDATE "user" SET login = $2, updated_at = now()
+               WHERE id = $1 AND deleted_at IS NULL
+                 AND NOT EXISTS (SELECT FROM "user" other WHERE other.login = $2 AND other.deleted_at IS NULL AND other.id <> $1)
+               RETURNING id)
+           SELECT EXISTS (SELECT FROM renamed) AS renamed,
+                  EXISTS (SELECT FROM "user" WHERE id = $1 AND deleted_at IS NULL) AS known"#,
+    )
+    .bind::<BigInt, _>(id.0)
+    .bind::<Text, _>(login.as_str())
+    .get_result(conn)
+    .map_err(taken)?;
+    match (renamed, known) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Error::Taken("login")),
+        (false, false) => Err(Error::NotFound("user")),
+    }
 }
 
 /// Marks the user as deleted. The login is free again, the tweets leave every feed, notifications stop; the sweep removes
