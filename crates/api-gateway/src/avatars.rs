@@ -60,14 +60,16 @@ fn file_name(image: &[u8], format: Format) -> String {
     format!("{}.{}", &digest[..DIGITS], format.extension())
 }
 
+fn base64(text: &str) -> Option<Bytes> {
+    BASE64_STANDARD.decode(text.trim()).ok().map(Bytes::from)
+}
+
 /// An uploaded file or, in JSON, its Base64.
 fn image(value: Value) -> Result<(Bytes, Format), Invalid> {
     let image = match value {
         Value::File(image) => Some(image),
-        Value::Text(text) | Value::Json(serde_json::Value::String(text)) => {
-            BASE64_STANDARD.decode(text.trim()).ok().map(Bytes::from)
-        }
-        Value::Json(_) => None,
+        Value::Text(text) => base64(&text),
+        Value::Json(json) => fields::string(&json).ok().and_then(|text| base64(&text)),
     };
     let image = image.ok_or_else(|| Invalid("must be a file, or its Base64 as a string".into()))?;
     match Format::of(&image) {
@@ -84,11 +86,15 @@ pub(crate) async fn put(
     let limit = gateway.http.avatar_limit_bytes;
     // Base64 makes three bytes four, and the form around them has some of its own.
     let body_limit = limit / 3 * 4 + gateway.http.body_limit_bytes;
-    let mut fields = body::read(&req, payload.into_inner(), Kinds::JsonAndForms, body_limit).await?;
-    fields.add_path(&req);
-    let id = fields.required("id", fields::id::<UserId>);
-    let image = fields.required("image", image);
-    let (id, (image, format)) = fields.finish((id, image))?;
+    let path = Fields::path(&req);
+    let parse = move |mut fields: Fields| {
+        fields.add_all(path);
+        let id = fields.required("id", fields::id::<UserId>);
+        let image = fields.required("image", image);
+        fields.finish((id, image))
+    };
+    let (id, (image, format)) =
+        body::read_as(&req, payload.into_inner(), Kinds::JsonAndForms, body_limit, parse).await?;
     if image.len() > limit {
         return Err(Error::TooLarge { what: "image".into(), limit });
     }

@@ -10,9 +10,9 @@ use std::{borrow::Cow, error::Error as StdError};
 /// Why a request failed. The text is for the client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Fields that break the rules, all of them.
-    #[error("{}", summary(.0))]
-    InvalidFields(Vec<FieldError>),
+    /// Fields that break the rules, as many of them as an answer tells, and whether there are more.
+    #[error("{}", summary(.errors, *.more))]
+    InvalidFields { errors: Vec<FieldError>, more: bool },
     /// The body can't be taken apart into fields.
     #[error("{0}")]
     MalformedBody(Cow<'static, str>),
@@ -66,8 +66,11 @@ pub(crate) struct FieldError {
     pub(crate) detail: String,
 }
 
-fn summary(errors: &[FieldError]) -> String {
-    let sentences: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
+fn summary(errors: &[FieldError], more: bool) -> String {
+    let mut sentences: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
+    if more {
+        sentences.push("and more".into());
+    }
     sentences.join("; ")
 }
 
@@ -86,7 +89,7 @@ impl Error {
     /// The status, what the problem type ends in, and its title.
     fn kind(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::InvalidFields(_) => (StatusCode::BAD_REQUEST, "invalid-fields", "Invalid fields"),
+            Self::InvalidFields { .. } => (StatusCode::BAD_REQUEST, "invalid-fields", "Invalid fields"),
             Self::MalformedBody(_) => (StatusCode::BAD_REQUEST, "malformed-body", "Malformed body"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large"),
             Self::UnsupportedMediaType(_) => {
@@ -120,7 +123,7 @@ impl ResponseError for Error {
         let (status, slug, title) = self.kind();
         let taken;
         let errors = match self {
-            Self::InvalidFields(errors) => errors.as_slice(),
+            Self::InvalidFields { errors, .. } => errors.as_slice(),
             Self::Taken(field) => {
                 taken = [FieldError { field: (*field).into(), detail: "is taken".into() }];
                 &taken

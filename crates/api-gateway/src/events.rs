@@ -113,8 +113,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Elements<'a> {
 type Events = (Vec<(AccountId, Payload)>, HashSet<AccountId>);
 
 fn parse(body: &[u8]) -> Result<Events, Error> {
-    /// Where this many are wrong, the others hardly matter.
-    const COMPLAINTS_MAX: usize = 100;
     let mut members: Members<'_> = serde_json::from_slice(body).map_err(|error| match error.is_data() {
         true => body::not_an_object(),
         false => body::not_json(&error),
@@ -144,7 +142,7 @@ fn parse(body: &[u8]) -> Result<Events, Error> {
                             }
                             Err(_) => fields.refuse(&format!("events[{index}]"), "must be a JSON object"),
                         }
-                        if fields.complaints() >= COMPLAINTS_MAX {
+                        if fields.has_more_errors() {
                             break;
                         }
                     }
@@ -183,7 +181,7 @@ fn event(
     {
         strings.insert(account.clone());
     }
-    let payload = read(fields, format_args!("{path}payload"), members.payload, |json| Payload::parse(json));
+    let payload = read(fields, format_args!("{path}payload"), members.payload, |json| Payload::parse(json.get()));
     Ok(account.zip(payload))
 }
 
@@ -191,20 +189,24 @@ fn read<T>(
     fields: &mut Fields,
     name: fmt::Arguments<'_>,
     member: Option<&RawValue>,
-    parse: fn(&str) -> Result<T, Invalid>,
+    parse: fn(&RawValue) -> Result<T, Invalid>,
 ) -> Option<T> {
-    let value = member.ok_or_else(|| Invalid("is required".into())).and_then(|json| parse(json.get()));
+    let value = member.ok_or_else(|| Invalid("is required".into())).and_then(parse);
     value.map_err(|invalid| fields.refuse(&name.to_string(), invalid.0)).ok()
 }
 
 /// The account that a JSON value names: [`AccountId`] has an error of its own that would quote the value.
-fn account_id(json: &str) -> Result<AccountId, Invalid> {
-    let text: Option<String> = match json.starts_with('"') {
-        true => serde_json::from_str(json).ok(),
-        false => json.parse::<u64>().ok().map(|number| number.to_string()),
-    };
-    let text = text.ok_or_else(|| Invalid("must be a string, or a whole number from 0".into()))?;
-    AccountId::parse(&text)
+fn account_id(json: &RawValue) -> Result<AccountId, Invalid> {
+    match json.get().starts_with('"') {
+        true => AccountId::parse(&fields::string(json)?),
+        false => {
+            // Not `17.0`: a name is written in one way.
+            let number = json.get().parse::<u64>();
+            AccountId::parse(
+                &number.map_err(|_| Invalid("must be a string, or a whole number from 0".into()))?.to_string(),
+            )
+        }
+    }
 }
 
 pub(crate) async fn post(

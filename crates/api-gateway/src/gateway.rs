@@ -6,7 +6,6 @@ use crate::{
 };
 use actix_web::{HttpRequest, rt::time::timeout, web};
 use futures_util::lock::Mutex as AsyncMutex;
-use password::Password;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,7 +20,8 @@ use telemetry::{DatabaseAvailable, DatabaseUnavailable};
 pub(crate) struct Gateway {
     pub(crate) http: HttpSettings,
     shared: Shared,
-    /// Held while hashing: one blocking thread of this worker hashes at most, the others are for the database.
+    /// Held while a password is estimated and hashed: by one blocking thread of this worker at most, the others are for the
+    /// database.
     hashing: Arc<AsyncMutex<()>>,
 }
 
@@ -124,16 +124,18 @@ impl Gateway {
         block(self.soon(), work).await
     }
 
-    /// Hashes a password.
-    pub(crate) async fn hash(&self, password: Password) -> Result<String, Error> {
+    /// Does the same with work of which each worker does one at a time: what a password costs.
+    pub(crate) async fn compute_alone<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let deadline = self.soon();
         let permit = before(deadline, self.hashing.clone().lock_owned()).await?;
         block(deadline, move || {
             let _permit = permit;
-            password.hash()
+            work()
         })
-        .await?
-        .map_err(|error| Error::Internal(error.into()))
+        .await
     }
 
     /// Whether requests can be served.

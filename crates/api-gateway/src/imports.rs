@@ -40,7 +40,7 @@ impl Order {
             let refused = |(field, invalid): (&str, domain::values::Invalid)| {
                 fields.refuse(if field == "prefix" { prefix } else { field }, invalid.0);
             };
-            ImportPlan::new(&logins, count, limit).map_err(refused).ok()
+            ImportPlan::parse_new(&logins, count, limit).map_err(refused).ok()
         });
         let (author, plan) = fields.finish((author, plan))?;
         Ok(Self { author, plan, by_worker })
@@ -53,7 +53,7 @@ pub(crate) async fn add(
     req: HttpRequest,
     Form(mut fields): Form,
 ) -> Result<HttpResponse, Error> {
-    fields.add_path(&req);
+    fields.add_all(Fields::path(&req));
     let order = Order::parse(fields, "id", "followerLoginPrefix", &gateway)?;
     let answer = if order.by_worker {
         let count = order.plan.count();

@@ -11,7 +11,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use domain::{
     log::{Group, TEXT_MAX, check_key, check_text},
-    values::Invalid,
+    values::{Invalid, visible},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -26,10 +26,10 @@ const COUNT_MAX: i64 = 100_000;
 /// The most bytes of their texts, numbers apart.
 const BYTES_MAX: usize = 64 << 20;
 
-/// A text that `check` accepts, without the blanks around it.
+/// A text that `check` accepts and of which something can be seen, without the blanks around it.
 fn trimmed(check: fn(&str) -> Result<(), Invalid>) -> impl FnOnce(Value) -> Result<String, Invalid> {
     text(move |text| {
-        let text = text.trim();
+        let text = visible(text)?;
         check(text).map(|()| text.to_owned())
     })
 }
@@ -54,7 +54,7 @@ fn partition(value: Value) -> Result<i32, Invalid> {
 /// The partition isn't among these.
 fn no_such_partition(partitions: i32) -> Error {
     let detail = format!("must be between 0 and {}", partitions - 1);
-    Error::InvalidFields(vec![FieldError { field: "partition".into(), detail }])
+    Error::InvalidFields { errors: vec![FieldError { field: "partition".into(), detail }], more: false }
 }
 
 /// Whether `count` numbered messages of this text are too large, or too many together.
@@ -77,15 +77,19 @@ pub(crate) async fn post(
     /// More rows than this may take longer than a usual request.
     const MANY: i64 = 1000;
     let limit = gateway.http.message_body_limit_bytes;
-    let mut fields = body::read(&req, payload.into_inner(), Kinds::JsonAndForms, limit).await?;
-    let text = fields.required("text", trimmed(check_text));
-    let count = fields.optional("count", fields::between(1..=COUNT_MAX));
-    let key = fields.optional("key", trimmed(key));
-    let partition = fields.optional("partition", partition);
-    if let (Some(text), Some(count)) = (&text, count) {
-        check_size(&mut fields, text, count);
-    }
-    let (text,) = fields.finish((text,))?;
+    let parse = |mut fields: Fields| {
+        let text = fields.required("text", trimmed(check_text));
+        let count = fields.optional("count", fields::between(1..=COUNT_MAX));
+        let key = fields.optional("key", trimmed(key));
+        let partition = fields.optional("partition", partition);
+        if let (Some(text), Some(count)) = (&text, count) {
+            check_size(&mut fields, text, count);
+        }
+        let (text,) = fields.finish((text,))?;
+        Ok((text, count, key, partition))
+    };
+    let (text, count, key, partition) =
+        body::read_as(&req, payload.into_inner(), Kinds::JsonAndForms, limit, parse).await?;
     let deadline = if count.is_some_and(|count| count > MANY) { gateway.later() } else { gateway.soon() };
     let append = move |conn: &mut _| {
         let new = message_outbox::New { text: &text, key: key.as_deref(), partition, count };

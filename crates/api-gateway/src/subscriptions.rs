@@ -10,21 +10,28 @@ use domain::UserId;
 use serde_json::json;
 use storage::subscriptions;
 
-fn parties(req: &HttpRequest) -> Result<(UserId, UserId), Error> {
-    let mut fields = Fields::parameters(req);
-    let author = fields.required("author", fields::id);
-    let follower = fields.required("follower", fields::id);
-    fields.finish((author, follower))
+/// The author and the follower.
+fn parties(fields: &mut Fields) -> (Option<UserId>, Option<UserId>) {
+    (fields.required("author", fields::id), fields.required("follower", fields::id))
 }
 
 pub(crate) async fn create(gateway: web::Data<Gateway>, req: HttpRequest) -> Result<HttpResponse, Error> {
-    let (author, follower) = parties(&req)?;
+    let mut fields = Fields::parameters(&req);
+    let parties = parties(&mut fields);
+    if let (Some(author), Some(follower)) = parties
+        && author == follower
+    {
+        fields.refuse("follower", "must not be the author: nobody follows themselves");
+    }
+    let (author, follower) = fields.finish(parties)?;
     gateway.write(gateway.soon(), move |conn| subscriptions::create(conn, author, follower)).await?;
     Ok(HttpResponse::Created().json(json!({"success": true})))
 }
 
 pub(crate) async fn delete(gateway: web::Data<Gateway>, req: HttpRequest) -> Result<HttpResponse, Error> {
-    let (author, follower) = parties(&req)?;
+    let mut fields = Fields::parameters(&req);
+    let parties = parties(&mut fields);
+    let (author, follower) = fields.finish(parties)?;
     gateway.write(gateway.soon(), move |conn| subscriptions::remove(conn, author, follower)).await?;
     Ok(HttpResponse::Ok().json(json!({"success": true})))
 }

@@ -46,7 +46,7 @@ pub(crate) async fn post(
     Json(mut fields): Json,
 ) -> Result<HttpResponse, Error> {
     let author = fields.required("userId", fields::id::<UserId>);
-    let text = fields.required("text", text(TweetText::parse));
+    let text = fields.required("text", text(TweetText::parse_new));
     let by_workers = fields.optional("async", fields::flag).unwrap_or(false);
     let (author, text) = fields.finish((author, text))?;
     let id = if by_workers {

@@ -11,7 +11,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use domain::{
     UserId,
-    values::{Contact, EMAIL_MAX, Invalid, LOGIN_MAX, Login, PHONE_MAX},
+    values::{Contact, EMAIL_MAX, Invalid, LOGIN_MAX, Login, PHONE_MAX, visible},
     wire_time,
 };
 use password::Password;
@@ -28,12 +28,13 @@ const ROLE_MAX: usize = 32;
 #[derive(JsonSchema)]
 #[schemars(title = "User", rename_all = "camelCase", deny_unknown_fields)]
 struct NewUser {
-    /// Unique; no blanks and no control characters.
-    #[schemars(with = "String", length(min = 1, max = LOGIN_MAX), pattern(r"^\S+$"))]
+    /// Unique; letters and digits, of one script or of such as are written together, and `. _ - + '`. Kept in Unicode's
+    /// normalization form C.
+    #[schemars(with = "String", length(min = 1, max = LOGIN_MAX), pattern(r"^[^\s\p{C}]+$"))]
     login: Login,
     #[schemars(flatten, schema_with = "contact_schema")]
     contact: Contact,
-    /// Kept as an argon2id hash.
+    /// Not one that is among the first guesses. Kept as an argon2id hash.
     #[schemars(with = "String", length(min = password::MIN, max = password::MAX), extend("writeOnly" = true))]
     password: Password,
     /// In years.
@@ -65,9 +66,15 @@ fn contact_schema(_: &mut SchemaGenerator) -> Schema {
 
 impl NewUser {
     fn parse(mut fields: Fields) -> Result<Self, Error> {
-        let login = fields.required("login", text(Login::parse));
+        let login = fields.required("login", text(Login::parse_new));
         let contact = fields.contact();
-        let password = fields.required("password", text(Password::parse));
+        let address = match &contact {
+            Some(Contact::Email(email)) => email.as_str(),
+            Some(Contact::Phone(phone)) => phone.as_str(),
+            None => "",
+        };
+        let known = [login.as_ref().map_or("", Login::as_str), address];
+        let password = fields.required("password", text(|text| Password::parse(text, &known)));
         let age = fields.optional("age", fields::between(0..=AGE_MAX.into()));
         let is_active = fields.optional("isActive", fields::truth);
         let roles = fields.optional("roles", roles);
@@ -77,18 +84,16 @@ impl NewUser {
 }
 
 fn roles(value: Value) -> Result<Vec<String>, Invalid> {
-    let refused = || Invalid(format!("must be a list of at most {ROLES_MAX} strings of 1 to {ROLE_MAX} characters"));
-    let Value::Json(serde_json::Value::Array(roles)) = value else { return Err(refused()) };
-    if roles.len() > ROLES_MAX {
-        return Err(refused());
+    let refused =
+        || Invalid(format!("must be a list of at most {ROLES_MAX} visible strings of 1 to {ROLE_MAX} characters"));
+    let Value::Json(json) = value else { return Err(refused()) };
+    let roles: Vec<String> = serde_json::from_str(json.get()).map_err(|_| refused())?;
+    let is_role =
+        |role: &String| role.chars().count() <= ROLE_MAX && !role.contains(char::is_control) && visible(role).is_ok();
+    match roles.len() <= ROLES_MAX && roles.iter().all(is_role) {
+        true => Ok(roles),
+        false => Err(refused()),
     }
-    let role = |role: serde_json::Value| match role {
-        serde_json::Value::String(role) if (1..=ROLE_MAX).contains(&role.chars().count()) && !role.contains('\0') => {
-            Ok(role)
-        }
-        _ => Err(refused()),
-    };
-    roles.into_iter().map(role).collect()
 }
 
 /// A user in an answer.
@@ -138,8 +143,12 @@ struct UserInFull {
 }
 
 pub(crate) async fn create(gateway: web::Data<Gateway>, Json(fields): Json) -> Result<HttpResponse, Error> {
-    let NewUser { login, contact, password, age, is_active, roles } = NewUser::parse(fields)?;
-    let password_hash = gateway.hash(password).await?;
+    let parse = move || {
+        let new = NewUser::parse(fields)?;
+        let password_hash = new.password.hash().map_err(|error| Error::Internal(error.into()))?;
+        Ok::<_, Error>((new, password_hash))
+    };
+    let (NewUser { login, contact, age, is_active, roles, .. }, password_hash) = gateway.compute_alone(parse).await??;
     insert(&gateway, move |conn| {
         users::create(
             conn,
@@ -157,7 +166,7 @@ pub(crate) async fn create(gateway: web::Data<Gateway>, Json(fields): Json) -> R
 }
 
 pub(crate) async fn create_plain(gateway: web::Data<Gateway>, Form(mut fields): Form) -> Result<HttpResponse, Error> {
-    let login = fields.required("login", text(Login::parse));
+    let login = fields.required("login", text(Login::parse_new));
     let contact = fields.contact();
     let (login, contact) = fields.finish((login, contact))?;
     insert(&gateway, move |conn| {
@@ -221,7 +230,11 @@ pub(crate) async fn get_by_login(gateway: web::Data<Gateway>, req: HttpRequest) 
     let mut fields = Fields::parameters(&req);
     let login = fields.required("login", text(Login::parse));
     let (login,) = fields.finish((login,))?;
-    let user = gateway.read(move |conn| users::by_login(conn, login.as_str())).await?;
+    let find = move |conn: &mut _| match (users::by_login(conn, login.as_str()), login.composed()) {
+        (Err(storage::Error::NotFound(_)), Some(composed)) => users::by_login(conn, composed.as_str()),
+        (found, _) => found,
+    };
+    let user = gateway.read(find).await?;
     Ok(HttpResponse::Ok().json(json!({"user": User::from(user)})))
 }
 
@@ -235,7 +248,7 @@ pub(crate) async fn rename_by_form(gateway: web::Data<Gateway>, Form(fields): Fo
 
 async fn rename_by(gateway: &Gateway, mut fields: Fields) -> Result<HttpResponse, Error> {
     let id = fields.required("id", fields::id::<UserId>);
-    let login = fields.required("login", text(Login::parse));
+    let login = fields.required("login", text(Login::parse_new));
     let (id, login) = fields.finish((id, login))?;
     gateway.write(gateway.soon(), move |conn| users::rename(conn, id, &login)).await?;
     Ok(HttpResponse::Ok().json(json!({"success": true})))

@@ -21,7 +21,7 @@ Examples:
   fleetctl user create --login ben --phone +14155550123 --password <secret-file")]
 pub(crate) struct Create {
     /// 1 to 32 characters, not yet taken
-    #[arg(long, value_parser = Login::parse)]
+    #[arg(long, value_parser = Login::parse_new)]
     login: Login,
     /// Where notifications go, if by e-mail
     #[arg(long, value_parser = Email::parse)]
@@ -46,8 +46,12 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
         (None, None) => unreachable!("the arguments require one of them"),
     };
     let database = context.database()?;
+    let address = match &contact {
+        Contact::Email(email) => email.as_str(),
+        Contact::Phone(phone) => phone.as_str(),
+    };
     let password_hash = match create.password {
-        true => Some(read_password()?.hash().context("can't hash the password")?),
+        true => Some(read_password(&[create.login.as_str(), address])?.hash().context("can't hash the password")?),
         false => None,
     };
     let new = NewUser {
@@ -63,7 +67,7 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
     Ok(Outcome::Done)
 }
 
-fn read_password() -> anyhow::Result<Password> {
+fn read_password(known: &[&str]) -> anyhow::Result<Password> {
     let term = Term::stderr();
     let password = if io::IsTerminal::is_terminal(&io::stdin()) && term.is_term() {
         let ask = |prompt: &str| {
@@ -79,5 +83,5 @@ fn read_password() -> anyhow::Result<Password> {
         io::stdin().read_line(&mut line).context("can't read the password")?;
         line.trim_end_matches(['\r', '\n']).to_owned()
     };
-    Password::parse(&password).map_err(|invalid| anyhow::anyhow!("the password {invalid}"))
+    Password::parse(&password, known).map_err(|invalid| anyhow::anyhow!("the password {invalid}"))
 }

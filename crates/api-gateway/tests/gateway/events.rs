@@ -132,9 +132,9 @@ fn what_is_wrong_is_named_with_its_place_and_nothing_is_accepted_in_part() {
     let long_id = format!(r#"{{"accountId": "{long}", "payload": 1}}"#);
     let long_name = format!(r#"{{"accountId": "a", "payload": 1, "{long}": 1}}"#);
     let all_wrong = format!(r#"{{"events": [{}]}}"#, vec!["1"; 500].join(","));
-    let first_100: Vec<_> = (0..100).map(|i| format!("events[{i}]")).collect();
-    let mut first_100: Vec<_> = first_100.iter().map(String::as_str).collect();
-    first_100.sort_unstable();
+    let first_20: Vec<_> = (0..20).map(|i| format!("events[{i}]")).collect();
+    let mut first_20: Vec<_> = first_20.iter().map(String::as_str).collect();
+    first_20.sort_unstable();
     let cut_name = &long[..64];
     let cases: Vec<(&str, Vec<&str>)> = vec![
         // Neither form, both, and things of the wrong kind.
@@ -147,7 +147,7 @@ fn what_is_wrong_is_named_with_its_place_and_nothing_is_accepted_in_part() {
         (r#"{"events": {}}"#, vec!["events"]),
         (r#"{"events": []}"#, vec!["events"]),
         (&too_many, vec!["events"]),
-        (&all_wrong, first_100),
+        (&all_wrong, first_20),
         // Unknown fields, and known ones twice: which would count?
         (r#"{"accountId": "a", "payload": 1, "accountid": 1}"#, vec!["accountid"]),
         (r#"{"accountId": "a", "payload": 1, "payload": 2}"#, vec!["payload"]),

@@ -111,7 +111,7 @@ fn a_gateway_serves_without_its_database_and_with_it_once_it_is_there() {
         ("/api/v1/post-tweet", json!({"userId": 1, "text": "hello", "async": true})),
         ("/api/v1/post-tweet", json!({"userId": 1, "text": "hello"})),
         ("/api/v1/add-followers/1", json!({"followerLoginPrefix": "f", "count": 1})),
-        ("/api/v2/user", json!({"login": "bob", "phone": "+19", "password": "12345678"})),
+        ("/api/v2/user", json!({"login": "bob", "phone": "+19", "password": "correct horse"})),
         ("/api/v1/message", json!({"text": "hello", "count": 2000})),
     ] {
         assert_unavailable(&app.post(path, body), "unavailable");

@@ -304,7 +304,8 @@ fn a_users_password_is_read_from_the_standard_input_and_kept_as_a_hash() {
         output
     };
     let ann = ["--login", "ann", "--email", "ann@example.com", "--password", "--role", "admin", "--role", "ops"];
-    assert!(String::from_utf8_lossy(&create(&ann, "short\n").stderr).contains("8 to 128"));
+    assert!(String::from_utf8_lossy(&create(&ann, "short\n").stderr).contains("6 to 128"));
+    assert!(String::from_utf8_lossy(&create(&ann, "passw0rd\n").stderr).contains("too easy to guess"));
     let id = checked(&create(&ann, "correct horse\n"), 0);
     let count = |condition: &str| database.count(&format!(r#"SELECT count(*) AS n FROM "user" WHERE {condition}"#));
     assert_eq!(count(&format!("id = {} AND password_hash LIKE '$argon2id$%'", id.trim())), 1);
