@@ -120,6 +120,20 @@ fn another_programs_update_reaches_the_one_whom_it_names() {
 }
 
 #[test]
+fn an_author_and_a_text_that_nobody_could_choose_now_are_no_reason_to_refuse_an_update() {
+    for odd in ["\u{200b}", "zoe\u{308}", "аdmin", "a\u{202e}b", "a@b:c"] {
+        let stage = Stage::new();
+        let update = json!({
+            "id": stage.tweet.id, "author": odd, "authorId": stage.author, "text": odd, "createdAt": "2026-11-28 12:00:00",
+            "followerId": stage.readers[0],
+        });
+        let handled = stage.handle([Received::new("update_feed", update.to_string().into_bytes())]);
+        assert!(handled.is_done(), "{odd}: {handled:?}");
+        assert_eq!(stage.feeds(), stage.readers(0, 1));
+    }
+}
+
+#[test]
 fn a_deleted_tweet_is_in_nobodys_feed() {
     let stage = Stage::new();
     stage.db.execute("UPDATE tweet SET deleted_at = now()");

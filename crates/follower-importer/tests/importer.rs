@@ -109,6 +109,27 @@ fn logins_of_others_are_skipped_and_stay_theirs() {
 }
 
 #[test]
+fn another_programs_import_may_have_a_prefix_that_nobody_could_choose_now() {
+    for odd in ["\u{200b}", "zoe\u{308}", "аdmin", "a@b:c"] {
+        let stage = Stage::new();
+        let handled = stage.handle([received(&stage.foreign(odd, 3))]);
+        assert!(handled.is_done(), "{odd}: {handled:?}");
+        assert_eq!(stage.followers(), 3);
+    }
+}
+
+#[test]
+fn an_author_who_would_be_among_the_imported_is_skipped() {
+    let db = TestDatabase::new();
+    let author = db.user("fan_1", Channel::Email);
+    let stage = Stage { db, author };
+    let (id, order) = stage.order("fan", 3);
+    assert!(stage.handle([received(&order)]).is_done());
+    assert_eq!(stage.import(id), ("done".into(), 2, 1));
+    assert_eq!(stage.db.count("SELECT count(*) AS n FROM subscription WHERE author_id = follower_id"), 0);
+}
+
+#[test]
 fn what_cannot_be_done_is_set_aside_alone_and_the_import_says_why() {
     let stage = Stage::new();
     let (_, order) = stage.order("gone", 2);

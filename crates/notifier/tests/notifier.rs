@@ -106,6 +106,13 @@ fn another_programs_notification_is_told_apart_by_its_id() {
 }
 
 #[test]
+fn another_programs_notification_may_have_a_text_that_shows_nothing() {
+    let stage = Stage::new();
+    assert!(stage.handle(Channel::Email, [single(stage.by_email, "\u{200b}", None)]).is_done());
+    assert_eq!(stage.told(Channel::Email).len(), 1);
+}
+
+#[test]
 fn without_an_id_each_is_meant_for_itself() {
     let stage = Stage::new();
     let messages = [single(stage.by_email, "same", None), single(stage.by_email, "same", None)];
