@@ -14,8 +14,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use storage::{Database, feeds, sweep, users};
-use telemetry::SweepDone;
+use storage::{Database, PgConnection, erasure, feeds, sweep, users};
+use telemetry::{SweepDone, UserErased};
 use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
@@ -32,6 +32,13 @@ pub const PROGRAM: Program = Program::new(
 #[derive(Deserialize)]
 struct Settings {
     feed_updater: Section,
+    users: Users,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Users {
+    keep_deleted_days: u32,
 }
 
 #[derive(Deserialize)]
@@ -46,42 +53,62 @@ struct Section {
 /// # Errors
 /// When the settings can't be used.
 pub fn run() -> anyhow::Result<()> {
-    let (service, Settings { feed_updater: Section { consuming, sweep_interval_ms } }) = Service::begin(SERVICE)?;
+    let (service, Settings { feed_updater: Section { consuming, sweep_interval_ms }, users }) =
+        Service::begin(SERVICE)?;
     if sweep_interval_ms > 0 {
         let interval = Duration::from_millis(sweep_interval_ms);
         let (database, stop) = (service.database.clone(), service.stop.clone());
         thread::Builder::new()
             .name("sweep".into())
-            .spawn(move || sweep(&database, interval, &stop))
+            .spawn(move || sweep(&database, interval, users.keep_deleted_days, &stop))
             .context("can't start a thread")?;
     }
     service.consume(queue::update_feed(), consuming, Updater::new)
 }
 
 /// Removes what is due, every `interval`. What fails is due again later, and keeps nothing else waiting.
-fn sweep(database: &Database, interval: Duration, stop: &Stop) {
+fn sweep(database: &Database, interval: Duration, keep_deleted_days: u32, stop: &Stop) {
     while !stop.wait(interval) {
         let start = Instant::now();
         let mut removed = 0;
-        loop {
-            if stop.is_requested() {
-                return;
-            }
-            let piece = match database.transaction(sweep::take) {
-                Ok(Some(piece)) => piece,
-                Ok(None) => break,
-                Err(error) => {
-                    log::warn!("the sweep pauses: {:#}", anyhow::Error::new(error));
-                    break;
-                }
-            };
-            match database.transaction(|conn| sweep::remove_page(conn, &piece)) {
-                Ok(rows) => removed += rows as u64,
-                Err(error) => log::warn!("swept later: {:#}", anyhow::Error::new(error)),
-            }
-        }
+        let remove_page = |conn: &mut _, piece: &_| sweep::remove_page(conn, piece);
+        each_due(database, stop, sweep::take, remove_page, |rows| removed += rows as u64);
         if removed > 0 {
             telemetry::emit(SweepDone { removed, duration: start.elapsed() });
+        }
+        let take = |conn: &mut _| erasure::take(conn, keep_deleted_days);
+        each_due(
+            database,
+            stop,
+            take,
+            |conn, user| erasure::step(conn, *user),
+            |(erased, more)| {
+                telemetry::emit(UserErased { rows: erased.rows() as u64, done: !more });
+            },
+        );
+    }
+}
+
+/// Takes one after the other of what is due, and does a step of it.
+fn each_due<T, R>(
+    database: &Database,
+    stop: &Stop,
+    mut take: impl FnMut(&mut PgConnection) -> storage::Result<Option<T>>,
+    mut step: impl FnMut(&mut PgConnection, &T) -> storage::Result<R>,
+    mut done: impl FnMut(R),
+) {
+    while !stop.is_requested() {
+        let due = match database.transaction(&mut take) {
+            Ok(Some(due)) => due,
+            Ok(None) => break,
+            Err(error) => {
+                log::warn!("the sweep pauses: {:#}", anyhow::Error::new(error));
+                break;
+            }
+        };
+        match database.transaction(|conn| step(conn, &due)) {
+            Ok(result) => done(result),
+            Err(error) => log::warn!("swept later: {:#}", anyhow::Error::new(error)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod socket;
 mod microblog {
     pub mod audit;
     pub mod avatars;
+    pub mod erasure;
     pub mod feeds;
     pub(crate) mod garbage;
     pub mod imports;

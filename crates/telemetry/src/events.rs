@@ -609,6 +609,22 @@ impl Event for SweepDone {
     }
 }
 
+/// The sweep has taken away what was kept of a deleted user, or a page of it.
+#[derive(Clone, Copy, Debug)]
+pub struct UserErased {
+    /// Rows removed or cleared.
+    pub rows: u64,
+    /// Whether nothing is left.
+    pub done: bool,
+}
+
+impl Event for UserErased {
+    fn emit(self) {
+        log::info!(rows = self.rows, done = self.done; "erased what was kept of a deleted user");
+        metrics::ERASURE_ROWS.add("", self.rows);
+    }
+}
+
 /// Events of a sequenced stream have taken effect.
 #[derive(Clone, Copy, Debug)]
 pub struct EventsApplied<'a> {

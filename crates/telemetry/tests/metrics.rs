@@ -60,6 +60,7 @@ fn emit_every_event() {
         BalanceChanged { consumer: 5, user: 7, version: 2, order_error: true, value_error: true, consumer_error: true };
     emit(errors);
     emit(BalanceChanged { order_error: false, value_error: false, ..errors });
+    emit(UserErased { rows: 7, done: true });
     emit(SweepDone { removed: 11, duration: SECOND });
 }
 
