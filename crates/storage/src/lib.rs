@@ -15,6 +15,7 @@ mod microblog {
     pub mod audit;
     pub mod avatars;
     pub mod erasure;
+    pub mod export;
     pub mod feeds;
     pub(crate) mod garbage;
     pub mod imports;

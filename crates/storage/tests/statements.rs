@@ -29,12 +29,15 @@ const PREPARED: [&str; 5] = ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"];
 /// tests, since they hold nothing but names and numbers from elsewhere.
 const UNPREPARED: [&str; 5] = ["SET", "LOCK", "CREATE", "DROP", "ALTER"];
 
+/// What needs a cursor to be there: other tests run these.
+const OF_A_CURSOR: [&str; 2] = ["FETCH", "CLOSE"];
+
 /// Parts that a caller or another crate decides: those of one line go together.
 const PARTS: [&[(&str, &str)]; 4] = [
-    &[("on_conflict", ""), ("table", "email_notification"), ("address", "email")],
-    &[("on_conflict", ""), ("table", "sms_notification"), ("address", "phone")],
-    &[("on_conflict", "ON CONFLICT DO NOTHING"), ("table", "email_notification"), ("address", "email")],
-    &[("on_conflict", "ON CONFLICT DO NOTHING"), ("table", "sms_notification"), ("address", "phone")],
+    &[("id", "1"), ("on_conflict", ""), ("table", "email_notification"), ("address", "email")],
+    &[("id", "1"), ("on_conflict", ""), ("table", "sms_notification"), ("address", "phone")],
+    &[("id", "1"), ("on_conflict", "ON CONFLICT DO NOTHING"), ("table", "email_notification"), ("address", "email")],
+    &[("id", "1"), ("on_conflict", "ON CONFLICT DO NOTHING"), ("table", "sms_notification"), ("address", "phone")],
 ];
 
 /// Parameters for which other crates pass a constant of this one: where that is, and its name.
@@ -74,6 +77,9 @@ fn every_statement_fits_the_schema() {
     let db = TestDatabase::new();
     let mut conn = db.database().connection().unwrap();
     for (place, types, sql) in &search.statements {
+        if begins_with(sql, &OF_A_CURSOR) {
+            continue;
+        }
         let check = match begins_with(sql, &PREPARED) {
             true => format!("PREPARE checked {types} AS {sql}; DEALLOCATE checked"),
             false => format!("BEGIN; {sql}; ROLLBACK"),

@@ -5,6 +5,7 @@ mod gateway;
 mod keys;
 mod log;
 mod messages;
+mod people;
 mod repair;
 mod reshard;
 mod streams;

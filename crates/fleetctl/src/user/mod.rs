@@ -1,3 +1,6 @@
+mod erase;
+mod export;
+
 use crate::{Outcome, context::Context};
 use anyhow::{Context as _, ensure};
 use console::Term;
@@ -11,6 +14,8 @@ use storage::users::{self, NewUser};
 pub(crate) enum Command {
     /// Make a user and print the id
     Create(Create),
+    Export(export::Args),
+    Erase(erase::Args),
 }
 
 #[derive(clap::Args)]
@@ -39,7 +44,11 @@ pub(crate) struct Create {
 }
 
 pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let Command::Create(create) = command;
+    let create = match command {
+        Command::Create(create) => create,
+        Command::Export(args) => return export::run(&args, context, out),
+        Command::Erase(args) => return erase::run(&args, context, out),
+    };
     let contact = match (create.email, create.phone) {
         (Some(email), _) => Contact::Email(email),
         (_, Some(phone)) => Contact::Phone(phone),
