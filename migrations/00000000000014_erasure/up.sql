@@ -5,7 +5,7 @@
 ALTER TABLE "user"
     -- When the sweep looks at a user whose erasure has begun, or was asked for. Null: not begun, or done.
     ADD COLUMN erase_at  timestamptz,
-    -- When nothing personal was left.
+    -- When this row has lost everything personal.
     ADD COLUMN erased_at timestamptz;
 
 -- A deleted user may be without an address. As it only allows more than the one before, no row has to be looked at; NOT VALID

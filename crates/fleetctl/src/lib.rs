@@ -11,6 +11,7 @@ mod log;
 mod migrate;
 mod output;
 mod reshard;
+mod rights;
 mod shards;
 mod stream;
 mod topology;
@@ -54,6 +55,8 @@ Examples:
 enum Command {
     Migrate(migrate::Args),
     #[command(subcommand)]
+    Rights(rights::Command),
+    #[command(subcommand)]
     Topology(topology::Command),
     #[command(subcommand)]
     User(user::Command),
@@ -91,6 +94,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let context = Context::new(&cli.connections)?;
     match cli.command {
         Command::Migrate(args) => migrate::run(&args, &context, out),
+        Command::Rights(command) => rights::run(&command, &context, out),
         Command::Topology(command) => topology::run(&command, &context, out),
         Command::User(command) => user::run(command, &context, out),
         Command::Load(command) => load::run(command, &context, out),

@@ -1,15 +1,16 @@
-use crate::{Outcome, context::Context, duration, progress::Progress};
+use crate::{Outcome, context::Context, duration, progress::Progress, rights::Prefix};
 use std::{
     io::Write,
     thread,
     time::{Duration, Instant},
 };
-use storage::{Connection, Database, Error, collations, migrations};
+use storage::{Connection, Database, Error, collations, migrations, rights};
 
 /// Bring the database's schema up to date
 ///
 /// Running it again changes nothing, and any number of these may run at once. It also says when a library that sorts texts has
-/// changed since the database's indexes were made.
+/// changed since the database's indexes were made. Where the services have roles of their own (`rights apply`), they have what the new
+/// schema needs afterwards.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -20,6 +21,8 @@ pub(crate) struct Args {
     /// How long to wait for a database that is away
     #[arg(long, default_value = "60s", value_parser = duration::parse, value_name = "DURATION")]
     wait: Duration,
+    #[command(flatten)]
+    prefix: Prefix,
     /// Undo every migration instead: all data is gone
     #[arg(long, requires = "yes")]
     revert_all: bool,
@@ -40,6 +43,11 @@ pub(crate) fn run(args: &Args, context: &Context, out: &mut dyn Write) -> anyhow
     }
     if versions.is_empty() {
         writeln!(out, "nothing to do")?;
+    }
+    if !args.revert_all {
+        drop(conn);
+        database.transaction(|conn| rights::apply(conn, &args.prefix.prefix, None))?;
+        conn = database.connection()?;
     }
     for outdated in collations::outdated(&mut conn)? {
         writeln!(out, "note: {outdated}")?;

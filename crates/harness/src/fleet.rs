@@ -27,6 +27,8 @@ pub fn services() -> impl Iterator<Item = &'static str> {
 /// Processes of the services, with a gateway at a port of its own.
 pub struct Fleet {
     processes: Processes<Name>,
+    /// Variables of single services.
+    own: Vec<(String, String, String)>,
     gateway_port: u16,
     _reserved: UdpSocket,
 }
@@ -56,12 +58,17 @@ impl Fleet {
         processes.set("MURMURATION__DATABASE__URL", database_url);
         processes.set("MURMURATION__BROKER__URL", amqp_url);
         processes.set("MURMURATION__API_GATEWAY__PORT", &gateway_port.to_string());
-        Ok(Self { processes, gateway_port, _reserved: reserved })
+        Ok(Self { processes, own: Vec::new(), gateway_port, _reserved: reserved })
     }
 
     /// The gateway's address.
     pub fn gateway_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.gateway_port)
+    }
+
+    /// A variable for the processes of one service that are started from now on.
+    pub fn set_for(&mut self, service: &str, variable: &str, value: &str) {
+        self.own.push((service.into(), variable.into(), value.into()));
     }
 
     /// Starts one more process of a service.
@@ -71,7 +78,10 @@ impl Fleet {
     pub fn start(&mut self, service: &'static str, settings: &[(&str, &str)]) -> anyhow::Result<Name> {
         let numbers = self.names().into_iter().filter(|name| name.0 == service).map(|name| name.1 + 1);
         let name = Name(service, numbers.chain(iter::once(0)).max().unwrap_or(0));
-        self.processes.start(name.clone(), service, Vec::new(), settings)?;
+        let own = self.own.iter().filter(|(of, ..)| of == service);
+        let own = own.map(|(_, variable, value)| (variable.as_str(), value.as_str()));
+        let variables: Vec<_> = own.chain(settings.iter().copied()).collect();
+        self.processes.start(name.clone(), service, Vec::new(), &variables)?;
         Ok(name)
     }
 

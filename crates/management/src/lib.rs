@@ -101,6 +101,34 @@ impl Management {
         Ok(())
     }
 
+    /// Makes a user without tags, who may not use this API, or gives it this password.
+    pub fn put_user(&self, name: &str, password: &str) -> Result<(), Error> {
+        let user = json!({"password": password, "tags": ""});
+        self.call("make a user", Method::PUT, &format!("users/{}", segment(name)), &user)?;
+        Ok(())
+    }
+
+    /// Deletes a user; its connections end.
+    pub fn delete_user(&self, name: &str) -> Result<(), Error> {
+        self.call("delete a user", Method::DELETE, &format!("users/{}", segment(name)), &Value::Null)?;
+        Ok(())
+    }
+
+    /// Lets a user do in a vhost what is to names that match these patterns, and nothing else.
+    pub fn set_permissions(
+        &self,
+        vhost: &str,
+        user: &str,
+        configure: &str,
+        write: &str,
+        read: &str,
+    ) -> Result<(), Error> {
+        let path = format!("permissions/{}/{}", segment(vhost), segment(user));
+        let permissions = json!({"configure": configure, "write": write, "read": read});
+        self.call("give permissions", Method::PUT, &path, &permissions)?;
+        Ok(())
+    }
+
     /// Declares a durable queue with these arguments.
     pub fn declare_queue(&self, vhost: &str, queue: &str, arguments: &Value) -> Result<(), Error> {
         let path = format!("queues/{}/{}", segment(vhost), segment(queue));

@@ -8,7 +8,7 @@ use diesel::{
 use std::{thread, time::Duration};
 
 /// A name that needs no thought about quoting.
-fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -6,6 +6,7 @@ mod error;
 mod locks;
 pub mod migrations;
 mod pool;
+pub mod rights;
 mod schema;
 mod session;
 mod socket;

@@ -18,6 +18,9 @@ pub(crate) const OUTBOX_SLEEP: i64 = -3;
 /// The same for the message log's.
 pub(crate) const MESSAGE_OUTBOX_SLEEP: i64 = -4;
 
+/// Held to the end of the transaction by whoever changes what services may do.
+pub(crate) const RIGHTS: i64 = -5;
+
 /// Held to the end of the transaction by whoever posts for `author`: alone, so that every follower is either in the
 /// fan-out's view or finds the tweet when following.
 pub(crate) fn author_for_posting(conn: &mut PgConnection, author: UserId) -> Result<()> {

@@ -27,7 +27,7 @@ const PREPARED: [&str; 5] = ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"];
 
 /// What statements begin with that can't be prepared. Literals are run, and undone; those that are composed are left to other
 /// tests, since they hold nothing but names and numbers from elsewhere.
-const UNPREPARED: [&str; 5] = ["SET", "LOCK", "CREATE", "DROP", "ALTER"];
+const UNPREPARED: [&str; 7] = ["SET", "LOCK", "CREATE", "DROP", "ALTER", "GRANT", "REVOKE"];
 
 /// What needs a cursor to be there: other tests run these.
 const OF_A_CURSOR: [&str; 2] = ["FETCH", "CLOSE"];

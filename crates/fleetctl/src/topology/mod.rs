@@ -55,6 +55,12 @@ pub(crate) struct Api {
     management_url: Option<String>,
 }
 
+impl Api {
+    pub(crate) fn management_url(&self) -> Option<&str> {
+        self.management_url.as_deref()
+    }
+}
+
 /// What the management API counts, with some seconds' delay.
 pub(crate) struct Counts {
     management: Management,

@@ -11,6 +11,7 @@ mod load;
 mod main_job;
 mod other_arguments;
 mod overrun;
+mod rights;
 mod scaling;
 mod server_failures;
 mod settings;

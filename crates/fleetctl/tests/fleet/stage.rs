@@ -4,6 +4,7 @@ use crate::api::Api;
 use broker::Session;
 use domain::topology::Topology;
 use harness::{Fleet, services};
+use management::Management;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,10 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{
+    Database,
     audit::{self, Finding},
     dead_letters::{self, DeadLetter},
+    rights,
 };
-use test_support::{TestDatabase, TestVhost, broker_settings};
+use test_support::{TestDatabase, TestVhost, broker_settings, sql};
 
 /// Is in every text that a test lets anybody write: no log may hold it.
 pub(crate) const PRIVATE: &str = "between us";
@@ -44,17 +47,76 @@ const SETTINGS: [(&str, &str); 9] = [
 pub(crate) struct Stage {
     pub(crate) fleet: Fleet,
     pub(crate) api: Api,
+    /// Gone after the processes that use them, and before the database.
+    _roles: Option<Roles>,
     pub(crate) database: TestDatabase,
     broker: broker::Settings,
     retry_delays: Vec<Duration>,
     logs: PathBuf,
 }
 
+/// The services' roles and users: they are the servers', so they have to go by themselves.
+struct Roles {
+    prefix: String,
+    database: Database,
+    management: Management,
+}
+
+impl Roles {
+    /// As `fleetctl rights apply` makes them; the services that are yet to be started are these.
+    fn make(stage: &mut Stage, vhost: &TestVhost) -> Self {
+        const PASSWORD: &str = "of-this-test";
+        let prefix = vhost.name().to_owned();
+        let mut apply = stage.command(&["rights", "apply", "--prefix", &prefix]);
+        apply.env("RABBITMQ_MANAGEMENT_URL", vhost.management_url());
+        for service in services() {
+            apply.env(format!("{}_PASSWORD", service.replace('-', "_").to_uppercase()), PASSWORD);
+        }
+        let output = apply.output().expect("the operator's tool runs");
+        assert!(output.status.success(), "{output:?}");
+        for service in services() {
+            let (user, broker) = (rights::role(&prefix, service), stage.broker.url.expose().to_owned());
+            let own = |url: &str| {
+                let (scheme, rest) = url.split_once("://").expect("a URL");
+                let (_, server) = rest.split_once('@').expect("a URL with a user");
+                format!("{scheme}://{user}:{PASSWORD}@{server}")
+            };
+            stage.fleet.set_for(service, "MURMURATION__DATABASE__URL", &own(stage.database.url()));
+            // The gateway has none.
+            let broker = if service == "api-gateway" { String::new() } else { own(&broker) };
+            stage.fleet.set_for(service, "MURMURATION__BROKER__URL", &broker);
+        }
+        let management = Management::new(vhost.management_url()).expect("a usable URL");
+        Self { prefix, database: stage.database.database().clone(), management }
+    }
+}
+
+impl Drop for Roles {
+    fn drop(&mut self) {
+        for service in services() {
+            let user = rights::role(&self.prefix, service);
+            let dropped = self.database.connection().and_then(|mut conn| {
+                sql::execute(&mut conn, &format!("DROP OWNED BY \"{user}\""))?;
+                sql::execute(&mut conn, &format!("DROP ROLE \"{user}\""))
+            });
+            if let Err(error) = dropped {
+                eprintln!("the role {user} stays behind: {error:?}");
+            }
+            if service != "api-gateway"
+                && let Err(error) = self.management.delete_user(&user)
+            {
+                eprintln!("the user {user} stays behind: {error}");
+            }
+        }
+    }
+}
+
 impl Stage {
-    /// On the servers that all tests share. No process runs yet.
+    /// On the servers that all tests share, each service with its own role and user and no other rights. No process runs yet.
     pub(crate) fn shared() -> (TestVhost, Self) {
         let vhost = TestVhost::new();
-        let stage = Self::new(TestDatabase::new(), vhost.url());
+        let mut stage = Self::new(TestDatabase::new(), vhost.url());
+        stage._roles = Some(Roles::make(&mut stage, &vhost));
         (vhost, stage)
     }
 
@@ -68,7 +130,7 @@ impl Stage {
         let fleet = Fleet::new(database.url(), amqp_url, &logs).expect("a fleet");
         let api = Api::new(fleet.gateway_url());
         let broker = broker_settings(amqp_url);
-        let mut stage = Self { fleet, api, database, broker, retry_delays: Vec::new(), logs };
+        let mut stage = Self { fleet, api, _roles: None, database, broker, retry_delays: Vec::new(), logs };
         for (name, value) in SETTINGS {
             stage.set(name, value);
         }

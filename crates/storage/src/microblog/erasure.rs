@@ -111,8 +111,8 @@ pub fn step(conn: &mut PgConnection, id: UserId) -> Result<(Erased, bool)> {
     let user = sql_query(
         r#"UPDATE "user"
            SET login = 'erased_' || id, email = NULL, phone = NULL, password_hash = NULL, age = NULL, roles = '[]',
-               avatar_link = NULL, updated_at = clock_timestamp()
-           WHERE id = $1 AND num_nonnulls(email, phone) > 0"#,
+               avatar_link = NULL, updated_at = now(), erased_at = now()
+           WHERE id = $1 AND erased_at IS NULL"#,
     )
     .bind::<BigInt, _>(id.0)
     .execute(conn)?;
@@ -145,8 +145,7 @@ pub fn step(conn: &mut PgConnection, id: UserId) -> Result<(Erased, bool)> {
     } else {
         sql_query(format!(
             r#"UPDATE "user"
-               SET erased_at = CASE WHEN deleted_at + {LAST_LOOK} <= now() THEN now() END,
-                   erase_at = CASE WHEN deleted_at + {LAST_LOOK} > now() THEN deleted_at + {LAST_LOOK} END
+               SET erase_at = CASE WHEN deleted_at + {LAST_LOOK} > now() THEN deleted_at + {LAST_LOOK} END
                WHERE id = $1"#
         ))
         .bind::<BigInt, _>(id.0)
@@ -220,7 +219,7 @@ pub fn left(conn: &mut PgConnection, id: UserId) -> Result<Erased> {
     }
     users::require_known(conn, &[id])?;
     let left = sql_query(
-        r#"SELECT (SELECT count(*) FROM "user" WHERE id = $1 AND num_nonnulls(email, phone) > 0) AS kept,
+        r#"SELECT (SELECT count(*) FROM "user" WHERE id = $1 AND erased_at IS NULL) AS kept,
                   (SELECT count(*) FROM avatar WHERE user_id = $1) AS avatar,
                   (SELECT count(*) FROM follower_import WHERE author_id = $1 AND prefix <> '') AS imports,
                   (SELECT count(*) FROM dead_letter WHERE users_in_message(body) @> ARRAY[$1]) AS dead_letters,

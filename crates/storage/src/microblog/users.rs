@@ -199,8 +199,9 @@ pub fn followed(conn: &mut PgConnection, limit: i64) -> Result<Vec<UserId>> {
 /// # Errors
 /// [`Error::NotFound`] when not.
 pub fn require(conn: &mut PgConnection, id: UserId) -> Result<()> {
-    let there = select(exists(user::table.filter(user::id.eq(id.0).and(user::deleted_at.is_null()))))
-        .get_result::<bool>(conn)?;
+    // Every column that a statement names takes a right to it, and `exists` alone names all.
+    let there = user::table.select(user::id).filter(user::id.eq(id.0).and(user::deleted_at.is_null()));
+    let there = select(exists(there)).get_result::<bool>(conn)?;
     found(there.into())
 }
 
