@@ -52,6 +52,10 @@ servers: ## Start PostgreSQL and RabbitMQ alone; .local/env says where they are
 	@deploy/local/servers up
 	@deploy/local/servers status
 
+.PHONY: env
+env: ## Write random passwords to .env, for docker compose; those that are there stay
+	@deploy/docker/env
+
 .PHONY: build
 build: ## Build the binaries (release)
 	@deploy/local/install build

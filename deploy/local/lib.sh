@@ -74,6 +74,16 @@ secret() { # FILE
   cat "$1"
 }
 
+# Where a service finds its servers, as the role and the user that are its own, which `fleetctl rights apply` makes.
+service_env() { # SERVICE
+  local user=murmuration_${1//-/_} password
+  mkdir -p "$local_dir/services"
+  password=$(secret "$local_dir/services/$1.password")
+  printf 'MURMURATION__DATABASE__URL=postgres://%s:%s@127.0.0.1:%s/murmuration\n' "$user" "$password" "$postgres_port"
+  # The gateway knows no broker.
+  [ "$1" = api-gateway ] || printf 'MURMURATION__BROKER__URL=amqp://%s:%s@127.0.0.1:%s/%%2f\n' "$user" "$password" "$amqp_port"
+}
+
 # Processes that these scripts start carry this checkout in their environment, so that a stale file with a process id that
 # something else has got meanwhile is told from ours.
 export MURMURATION_LOCAL=$local_dir

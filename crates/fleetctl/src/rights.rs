@@ -94,7 +94,8 @@ fn passwords() -> anyhow::Result<BTreeMap<String, String>> {
 fn show(out: &mut dyn Write) -> anyhow::Result<Outcome> {
     writeln!(out, "| service | in PostgreSQL | at RabbitMQ: declare, bind, consume |\n|---|---|---|")?;
     for Rights { service, grants } in &rights::SERVICES {
-        let grants: Vec<_> = grants.iter().map(|(privileges, on)| format!("{privileges} on `{on}`")).collect();
+        let grants: Vec<_> =
+            grants.iter().map(|(privileges, on)| format!("{privileges} on `{}`", on.replace('"', ""))).collect();
         let names = |pattern: &str| {
             format!("`{}`", pattern.replace('|', "` `").trim_start_matches("^(").trim_end_matches(")$"))
         };

@@ -53,3 +53,25 @@ fn every_image_is_pinned_by_a_variable() {
         assert!(pinned || image == "murmuration", "{image}");
     }
 }
+
+#[test]
+fn every_service_has_an_account_of_its_own_at_both_servers() {
+    let (_, rights) = COMPOSE.split_once("\n  rights:\n").unwrap();
+    let (rights, _) = rights.split_once("\n\n").unwrap();
+    for (name, lines) in services() {
+        let (user, password) = (name.replace('-', "_"), format!("{}_PASSWORD", name.replace('-', "_").to_uppercase()));
+        let at = |section: &str, server: &str| {
+            let own = format!("MURMURATION__{section}__URL: {server}://murmuration_{user}:${{{password}}}@");
+            lines.iter().any(|line| line.starts_with(&own))
+        };
+        assert!(at("DATABASE", "postgres") && (name == "api-gateway" || at("BROKER", "amqp")), "{name}: {lines:?}");
+        assert!(rights.contains(&format!("\n      {password}: ${{{password}:?")), "{name} has no account made");
+    }
+}
+
+#[test]
+fn no_password_has_a_default() {
+    for line in COMPOSE.lines().filter(|line| line.contains("PASS")) {
+        assert!(!line.contains("PASSWORD:-") && !line.contains("PASSWORD-"), "{line}");
+    }
+}

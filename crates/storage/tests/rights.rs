@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 use storage::{
-    Database, Settings,
+    Database, Settings, migrations,
     rights::{self, OF_THE_OPERATOR, SERVICES},
 };
 use test_support::{TestDatabase, sql};
@@ -128,4 +128,31 @@ fn what_a_role_had_besides_is_taken_away() {
     stage.db.database().transaction(|conn| rights::apply(conn, &stage.prefix, None)).unwrap();
     assert!(stage.try_as("feed-fanout", "SELECT text FROM tweet").is_err());
     stage.try_as("feed-fanout", "SELECT id FROM tweet").unwrap();
+}
+
+#[test]
+fn the_owner_needs_to_be_no_superuser() {
+    let stage = Stage::new();
+    let (owner, database) = (format!("{}_owner", stage.prefix), format!("{}_owned", stage.prefix));
+    stage.db.execute(&format!("CREATE ROLE {owner} LOGIN CREATEROLE PASSWORD 'it''s secret'"));
+    stage.db.execute(&format!("CREATE DATABASE {database} OWNER {owner}"));
+    let server = stage.db.url().rsplit_once('@').unwrap().1.rsplit_once('/').unwrap().0;
+    let url = format!("postgres://{owner}:it%27s%20secret@{server}/{database}");
+    let owned = Database::open(&Settings { url: url.into(), ..stage.db.settings() }, "test").unwrap();
+    let prefix = format!("{}_2", stage.prefix);
+    let passwords = SERVICES.iter().map(|rights| (rights.service.to_owned(), "secret".to_owned())).collect();
+    let migrated = migrations::run(&mut owned.connection().unwrap());
+    let lineage = owned
+        .connection()
+        .map(|mut conn| sql::count(&mut conn, "SELECT (message_lineage() IS NOT NULL)::integer::bigint AS n").unwrap());
+    let roles = owned.transaction(|conn| rights::apply(conn, &prefix, Some(&passwords)));
+    drop(owned);
+    // First away with what is the server's, then look.
+    stage.db.execute(&format!("DROP DATABASE {database} WITH (FORCE)"));
+    for rights in &SERVICES {
+        stage.db.execute(&format!("DROP ROLE IF EXISTS {}", rights::role(&prefix, rights.service)));
+    }
+    stage.db.execute(&format!("DROP ROLE {owner}"));
+    assert!(migrated.is_ok_and(|versions| versions.len() > 10));
+    assert_eq!((lineage.unwrap(), roles.unwrap().len()), (1, SERVICES.len()), "it knows the database's life");
 }

@@ -8,6 +8,7 @@ mod messages;
 mod people;
 mod repair;
 mod reshard;
+mod rights;
 mod streams;
 mod topology;
 

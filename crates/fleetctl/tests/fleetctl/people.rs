@@ -1,10 +1,10 @@
 //! `user export` and `user erase`: what those may ask for of whom something is kept.
 
-use crate::{complaint, fleetctl, run};
+use crate::{complaint, fleetctl, run, settled_fleet};
 use domain::{UserId, values::Channel};
 use serde_json::{Value, json};
 use std::{fs, os::unix::fs::PermissionsExt as _};
-use storage::avatars;
+use storage::{avatars, sweep, users};
 use test_support::TestDatabase;
 
 /// More than a page.
@@ -125,4 +125,20 @@ fn erasing_is_rehearsed_agreed_to_and_says_what_it_did() {
         let unknown = complaint(fleetctl(&db, &["user", "erase", "999", dry_run]), 2);
         assert!(unknown.contains("unknown user"), "{unknown}");
     }
+}
+
+#[test]
+fn who_was_deleted_by_mistake_is_brought_back_with_feeds_as_they_were() {
+    let (database, author) = settled_fleet();
+    let rows = || database.count("SELECT count(*) AS n FROM feed_entry");
+    let before = rows();
+    database.database().transaction(|conn| users::delete(conn, author)).unwrap();
+    while database.execute("UPDATE feed_garbage SET due_at = clock_timestamp()") > 0 {
+        let piece = database.database().transaction(sweep::take).unwrap().expect("it's due");
+        database.database().transaction(|conn| sweep::remove_page(conn, &piece)).unwrap();
+    }
+    assert!(rows() < before);
+    database.execute(&format!("UPDATE \"user\" SET deleted_at = NULL WHERE id = {author} AND erased_at IS NULL"));
+    run(fleetctl(&database, &["verify", "--repair"]), 0);
+    assert_eq!(rows(), before);
 }
