@@ -1,6 +1,7 @@
 DROP INDEX follower_import_author;
 DROP INDEX dead_letter_users;
 DROP FUNCTION users_in_message;
+DROP FUNCTION erase_user;
 -- The constraint of before, for whoever is still there and for whoever was deleted lately. Those who were erased have no address
 -- any more, and there is none to give back.
 UPDATE "user" SET email = CASE channel WHEN 'email' THEN '' END, phone = CASE channel WHEN 'phone' THEN '' END

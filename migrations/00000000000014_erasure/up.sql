@@ -21,6 +21,18 @@ ALTER TABLE "user"
 CREATE INDEX user_kept ON "user" (deleted_at) WHERE deleted_at IS NOT NULL AND erase_at IS NULL AND erased_at IS NULL;
 CREATE INDEX user_erase ON "user" (erase_at) WHERE erase_at IS NOT NULL;
 
+-- Clears the row of a deleted user, and returns whether it was now. It does so by its owner's rights: whoever erases may neither read
+-- what is personal, nor change it of anybody who is there.
+CREATE FUNCTION erase_user(user_id bigint) RETURNS boolean LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    WITH erased AS (
+        UPDATE "user"
+        SET login = 'erased_' || id, email = NULL, phone = NULL, password_hash = NULL, age = NULL, roles = '[]', avatar_link = NULL,
+            updated_at = now(), erased_at = now()
+        WHERE id = user_id AND deleted_at IS NOT NULL AND erased_at IS NULL RETURNING 1)
+    SELECT EXISTS (SELECT FROM erased)
+$$;
+REVOKE ALL ON FUNCTION erase_user FROM PUBLIC;
+
 -- The users that the body of a message names. Null where it isn't JSON, as another program's may not be.
 CREATE FUNCTION users_in_message(body bytea) RETURNS bigint[] LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN

@@ -102,7 +102,7 @@ fn show(out: &mut dyn Write) -> anyhow::Result<Outcome> {
         let permissions = Permissions::of(service).map_or_else(
             || "nothing".to_owned(),
             |permissions| {
-                let write = permissions.write.contains("amq").then_some("; publish to any queue").unwrap_or_default();
+                let write = if permissions.write.contains("amq") { "; publish to any queue" } else { "" };
                 format!("{}{write}", names(&permissions.read.replace("(ms|s|m)", "…")))
             },
         );

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub struct Rights {
     /// The service.
     pub service: &'static str,
-    /// Privileges, and the tables or the sequence that they're for.
+    /// Privileges, and the tables, sequences or the function that they're for.
     pub grants: &'static [(&'static str, &'static str)],
 }
 
@@ -92,12 +92,9 @@ pub const SERVICES: [Rights; 10] = [
     Rights {
         service: "feed-updater",
         grants: &[
-            // It clears what it can't read.
-            (
-                "SELECT (id, deleted_at, erase_at, erased_at), \
-                 UPDATE (login, email, phone, password_hash, age, roles, avatar_link, updated_at, erase_at, erased_at)",
-                "\"user\"",
-            ),
+            // It clears deleted users' rows, and can neither read nor change what is personal.
+            ("SELECT (id, deleted_at, erase_at, erased_at), UPDATE (erase_at)", "\"user\""),
+            ("EXECUTE", "FUNCTION erase_user"),
             ("SELECT (user_id), DELETE", "avatar"),
             ("SELECT (id, author_id, text, deleted_at), UPDATE (text)", "tweet"),
             ("SELECT, DELETE", "subscription"),
@@ -201,7 +198,7 @@ pub fn apply(
             let password = password.replace('\'', "''");
             sql_query(format!("ALTER ROLE {role} LOGIN PASSWORD '{password}'")).execute(conn)?;
         }
-        for all in ["TABLES", "SEQUENCES"] {
+        for all in ["TABLES", "SEQUENCES", "FUNCTIONS"] {
             sql_query(format!("REVOKE ALL ON ALL {all} IN SCHEMA {schema} FROM {role}")).execute(conn)?;
         }
         sql_query(format!("GRANT CONNECT ON DATABASE {database} TO {role}")).execute(conn)?;

@@ -5,7 +5,12 @@
 //! process dies, is due again some minutes later, and keeps no other waiting.
 
 use crate::{Error, Result, notifications, users};
-use diesel::{PgConnection, prelude::*, sql_query, sql_types::BigInt};
+use diesel::{
+    PgConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Bool},
+};
 use domain::{UserId, values::Channel};
 use std::ops::AddAssign;
 
@@ -61,6 +66,12 @@ impl Erased {
 }
 
 #[derive(QueryableByName)]
+struct Cleared {
+    #[diesel(sql_type = Bool)]
+    now: bool,
+}
+
+#[derive(QueryableByName)]
 struct Taken {
     #[diesel(sql_type = BigInt)]
     id: i64,
@@ -108,16 +119,9 @@ pub fn step(conn: &mut PgConnection, id: UserId) -> Result<(Erased, bool)> {
     if locked == 0 {
         return Err(Error::NotFound("deleted user"));
     }
-    let user = sql_query(
-        r#"UPDATE "user"
-           SET login = 'erased_' || id, email = NULL, phone = NULL, password_hash = NULL, age = NULL, roles = '[]',
-               avatar_link = NULL, updated_at = now(), erased_at = now()
-           WHERE id = $1 AND erased_at IS NULL"#,
-    )
-    .bind::<BigInt, _>(id.0)
-    .execute(conn)?;
+    let cleared: Cleared = sql_query("SELECT erase_user($1) AS now").bind::<BigInt, _>(id.0).get_result(conn)?;
     let avatar = sql_query("DELETE FROM avatar WHERE user_id = $1").bind::<BigInt, _>(id.0).execute(conn)?;
-    let mut erased = Erased { user, avatar, imports: imports(conn, id)?, ..Erased::default() };
+    let mut erased = Erased { user: cleared.now.into(), avatar, imports: imports(conn, id)?, ..Erased::default() };
     erased.dead_letters = dead_letters(conn, id)?;
     for channel in Channel::ALL {
         let table = notifications::table(channel);

@@ -255,7 +255,7 @@ pub fn rename(conn: &mut PgConnection, id: UserId, login: &Login) -> Result<()> 
 }
 
 /// Marks the user as deleted. The login is free again, the tweets leave every feed, notifications stop; the sweep removes
-/// the rows of both, and ends what the user follows.
+/// the rows of both, and ends what the user follows. What is personal stays for some days: see [`crate::erasure`].
 ///
 /// # Errors
 /// [`Error::NotFound`], also when it's deleted already.
