@@ -1,5 +1,6 @@
 DROP INDEX follower_import_author;
 DROP INDEX dead_letter_users;
+DROP INDEX tweet_deleted;
 DROP FUNCTION users_in_message;
 DROP FUNCTION erase_user;
 -- The constraint of before, for whoever is still there and for whoever was deleted lately. Those who were erased have no address

@@ -1,6 +1,6 @@
--- What is kept of deleted users comes to an end: storage::erasure takes away what is personal, some days after the deletion.
+-- What is kept of deleted users and tweets comes to an end: storage::erasure takes away what is personal, some days after the deletion.
 --
--- No table is rewritten: the columns are null, and the indexes hold deleted users and dead letters alone.
+-- No table is rewritten: the columns are null, and the indexes hold what is deleted, dead letters and imports alone.
 
 ALTER TABLE "user"
     -- When the sweep looks at a user whose erasure has begun, or was asked for. Null: not begun, or done.
@@ -20,6 +20,9 @@ ALTER TABLE "user"
 -- Deleted users whose erasure hasn't begun, by when it may; those whose turn is at a given time.
 CREATE INDEX user_kept ON "user" (deleted_at) WHERE deleted_at IS NOT NULL AND erase_at IS NULL AND erased_at IS NULL;
 CREATE INDEX user_erase ON "user" (erase_at) WHERE erase_at IS NOT NULL;
+
+-- Deleted tweets that still have their text.
+CREATE INDEX tweet_deleted ON tweet (deleted_at) WHERE deleted_at IS NOT NULL AND text <> '(erased)';
 
 -- Clears the row of a deleted user, and returns whether it was now. It does so by its owner's rights: whoever erases may neither read
 -- what is personal, nor change it of anybody who is there.

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use storage::{Database, PgConnection, erasure, feeds, sweep, users};
-use telemetry::{SweepDone, UserErased};
+use telemetry::{SweepDone, TweetsErased, UserErased};
 use worker::{BatchHandler, Consuming, Item, Outgoing, Received, Step};
 
 /// The service's name.
@@ -86,6 +86,25 @@ fn sweep(database: &Database, interval: Duration, keep_deleted_days: u32, stop: 
                 telemetry::emit(UserErased { rows: erased.rows() as u64, done: !more });
             },
         );
+        erase_texts(database, keep_deleted_days, stop);
+    }
+}
+
+/// Takes away the texts of tweets that were deleted so long ago.
+fn erase_texts(database: &Database, keep_deleted_days: u32, stop: &Stop) {
+    let mut texts = 0;
+    while !stop.is_requested() {
+        match database.transaction(|conn| erasure::deleted_tweets(conn, keep_deleted_days)) {
+            Ok(0) => break,
+            Ok(page) => texts += page as u64,
+            Err(error) => {
+                log::warn!("the sweep pauses: {:#}", anyhow::Error::new(error));
+                break;
+            }
+        }
+    }
+    if texts > 0 {
+        telemetry::emit(TweetsErased { texts });
     }
 }
 

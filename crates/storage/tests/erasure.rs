@@ -10,7 +10,7 @@ use storage::{
     Error, audit, avatars, dead_letters,
     dead_letters::NewDeadLetter,
     erasure::{self, Erased},
-    imports, notifications, users,
+    imports, notifications, tweets, users,
 };
 use test_support::TestDatabase;
 
@@ -264,4 +264,19 @@ fn users_whose_days_are_over_are_found_by_an_index_and_no_scan() {
             .unwrap();
         assert_eq!((taken.is_some(), scans), (expected, 0));
     }
+}
+
+#[test]
+fn the_text_of_a_deleted_tweet_is_erased_when_its_days_are_over_and_no_other() {
+    let db = TestDatabase::new();
+    let author = db.user("author", Channel::Email);
+    let [kept, lately, long_ago] = ["kept", "lately", "long ago"].map(|text| db.post(author, text).id);
+    for (tweet, deleted) in [(lately, "29 days"), (long_ago, "31 days")] {
+        db.database().transaction(|conn| tweets::delete(conn, tweet)).unwrap();
+        db.execute(&format!("UPDATE tweet SET deleted_at = now() - interval '{deleted}' WHERE id = {tweet}"));
+    }
+    let erase = || db.database().transaction(|conn| erasure::deleted_tweets(conn, KEEP_DAYS)).unwrap();
+    assert_eq!((erase(), erase()), (1, 0));
+    assert_eq!(db.ids("SELECT id AS n FROM tweet WHERE text = '(erased)'"), [long_ago.0]);
+    assert_eq!(db.ids("SELECT id AS n FROM tweet WHERE text <> '(erased)' ORDER BY id"), [kept.0, lately.0]);
 }

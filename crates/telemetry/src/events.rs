@@ -625,6 +625,20 @@ impl Event for UserErased {
     }
 }
 
+/// The sweep has taken away the texts of deleted tweets.
+#[derive(Clone, Copy, Debug)]
+pub struct TweetsErased {
+    /// How many.
+    pub texts: u64,
+}
+
+impl Event for TweetsErased {
+    fn emit(self) {
+        log::info!(texts = self.texts; "erased the texts of deleted tweets");
+        metrics::ERASURE_ROWS.add("", self.texts);
+    }
+}
+
 /// Events of a sequenced stream have taken effect.
 #[derive(Clone, Copy, Debug)]
 pub struct EventsApplied<'a> {

@@ -80,7 +80,7 @@ metrics! {
     STREAM_PUT_OFF: Counter "stream.<stream>.put_off" "times that an event was put off because another session holds its row"
     CLOCK_SET_BACK: Counter "clock.<of>.shortened" "leases, members and waits of a service or a stream that lasted for too long"
     STREAM_TAKEN_OVER: Counter "stream.<stream>.taken_over" "shards taken from processes that had died or frozen"
-    ERASURE_ROWS: Counter "erasure.rows" "rows of deleted users that were removed or cleared"
+    ERASURE_ROWS: Counter "erasure.rows" "rows of deleted users and tweets that were removed or cleared"
     SWEEP_REMOVED: Counter "sweep.removed" "feed rows removed that no reader could see any more"
     ORDER_ERROR: Counter "order_error" "messages of the ordering lab whose time wasn't later than that of the one before"
     VALUE_ERROR: Counter "value_error" "balances of the ordering lab that weren't what their producer expected"

@@ -61,6 +61,7 @@ fn emit_every_event() {
     emit(errors);
     emit(BalanceChanged { order_error: false, value_error: false, ..errors });
     emit(UserErased { rows: 7, done: true });
+    emit(TweetsErased { texts: 3 });
     emit(SweepDone { removed: 11, duration: SECOND });
 }
 

@@ -60,6 +60,10 @@ fn the_fleet_lives_its_usual_life_with_least_rights() {
         stage.database.count(&format!("SELECT count(*) AS n FROM feed_entry WHERE tweet_id IN ({tweet}, {theirs})")),
         0
     );
+    let text = format!("SELECT count(*) AS n FROM tweet WHERE id = {tweet} AND text = '(erased)'");
+    eventually_within(PATIENCE, "the deleted tweet has lost its text", || {
+        (stage.database.count(&text) == 1).then_some(())
+    });
     for name in stage.fleet.names() {
         let log = stage.fleet.log(&name).expect("a log");
         for refused in ["permission denied", "ACCESS_REFUSED", "access to"] {

@@ -1,4 +1,4 @@
-//! Taking away what is personal of a deleted user, wherever it's kept. The row stays, under its id, without anything that says
+//! Taking away what is personal of a deleted user, wherever it's kept, and the texts of deleted tweets. A user's row stays, under its id, without anything that says
 //! who it was: what others did with it still adds up.
 //!
 //! A user may have millions of notifications, so it's done in steps, each a transaction of its own. One that fails, or whose
@@ -180,6 +180,19 @@ fn dead_letters(conn: &mut PgConnection, id: UserId) -> Result<usize> {
          WHERE id IN (SELECT id FROM dead_letter WHERE users_in_message(body) @> ARRAY[$1] ORDER BY id LIMIT $2)",
     )
     .bind::<BigInt, _>(id.0)
+    .bind::<BigInt, _>(PAGE)
+    .execute(conn)?)
+}
+
+/// Takes away the texts of tweets, a page of them, that were deleted so many days ago; returns how many. To be run in a transaction.
+pub fn deleted_tweets(conn: &mut PgConnection, keep_days: u32) -> Result<usize> {
+    Ok(sql_query(
+        "UPDATE tweet SET text = '(erased)'
+         WHERE id IN (SELECT id FROM tweet
+                      WHERE deleted_at <= now() - interval '1 day' * $1 AND deleted_at IS NOT NULL AND text <> '(erased)'
+                      ORDER BY deleted_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED)",
+    )
+    .bind::<BigInt, _>(i64::from(keep_days))
     .bind::<BigInt, _>(PAGE)
     .execute(conn)?)
 }
