@@ -9,7 +9,7 @@ SHELL := /bin/bash
 export WORKERS
 
 # What `make bench` measures.
-BENCH := fanout events messages
+BENCH := fanout events messages gateway
 
 # Runs the rest of a recipe's line with the addresses of the local servers.
 with_env := set -a && . .local/env && set +a &&

@@ -8,7 +8,14 @@ use serde::Deserialize;
 pub(crate) struct Settings {
     pub(crate) database: storage::Settings,
     pub(crate) broker: broker::Settings,
+    pub(crate) api_gateway: Gateway,
     pub(crate) message_recorder: Recorder,
+}
+
+/// Of the gateway's settings, how many connections to the database it has.
+#[derive(Deserialize)]
+pub(crate) struct Gateway {
+    pub(crate) blocking_threads: usize,
 }
 
 /// Of the recorder's settings, the most messages that it records in one transaction.

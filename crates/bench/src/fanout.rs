@@ -6,7 +6,7 @@ use crate::{
     report::{Figure, Machine, Report, median, spread},
     stage::Stage,
 };
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use command_line::progress::Progress;
 use domain::{
     TweetId, UserId,
@@ -14,18 +14,13 @@ use domain::{
     values::{Channel, TweetText},
 };
 use hdrhistogram::Histogram;
-use percent_encoding::percent_decode_str;
 use serde_json::json;
 use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
     sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
 use storage::tweets;
-use url::Url;
 
 /// Readers have ids from here on: first the followers of the timed author, then those of the authors of all sizes.
 const FIRST_READER: i64 = 1000;
@@ -40,7 +35,6 @@ const EARLIER_OF_SIZES: UserId = UserId(3);
 const SIZES: [(UserId, i64); 3] = [(UserId(11), 1000), (UserId(12), 10_000), (UserId(13), 100_000)];
 const LARGEST: UserId = UserId(14);
 const SINGLES: UserId = UserId(15);
-const HOME: UserId = UserId(16);
 const CROWD: std::ops::Range<i64> = 100..300;
 const CROWD_FOLLOWERS: i64 = 100;
 const SINGLE_FOLLOWERS: i64 = 3000;
@@ -64,8 +58,6 @@ pub(crate) fn measure(args: &Fanout, context: &Context) -> anyhow::Result<Report
     begin("200 authors at once");
     crowd(args, &stage, &mut figures)?;
     memory(&stage, &mut figures)?;
-    begin("reading feeds, over HTTP and by pgbench");
-    reading(args, &stage, &mut figures)?;
     stage.stop()?;
     begin("one message for each follower, in batches of one");
     let single = singles(&mut stage)?;
@@ -102,7 +94,6 @@ fn fill(args: &Fanout, stage: &Stage) -> anyhow::Result<()> {
     }
     baseline::seed_followers(&mut conn, TIMED, FIRST_READER, followers)?;
     baseline::seed_followers(&mut conn, SINGLES, FIRST_READER, SINGLE_FOLLOWERS)?;
-    baseline::seed_followers(&mut conn, HOME, FIRST_READER, 1)?;
     for author in CROWD {
         baseline::seed_followers(&mut conn, UserId(author), first_of_crowd(args, author), CROWD_FOLLOWERS)?;
     }
@@ -117,7 +108,6 @@ fn fill(args: &Fanout, stage: &Stage) -> anyhow::Result<()> {
         baseline::seed_followers(&mut conn, author, first, count)?;
         baseline::seed_feeds(&mut conn, author, entries, first, count)?;
     }
-    baseline::seed_feeds(&mut conn, HOME, 800 - entries.min(799), FIRST_READER, 1)?;
     baseline::settle(&mut conn)?;
     Ok(())
 }
@@ -356,91 +346,6 @@ fn memory(stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
         });
     }
     Ok(())
-}
-
-/// Feeds are read over HTTP, then by pgbench with the same query.
-fn reading(args: &Fanout, stage: &Stage, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
-    const CONNECTIONS: usize = 32;
-    let url = format!("{}/api/v1/get-feed/{FIRST_READER}?count=20", stage.fleet.gateway_url());
-    let end = Instant::now() + Duration::from_secs(args.seconds.into());
-    let start = Instant::now();
-    let histograms: Vec<anyhow::Result<Histogram<u64>>> = thread::scope(|scope| {
-        let connections: Vec<_> = (0..CONNECTIONS)
-            .map(|_| {
-                scope.spawn(|| -> anyhow::Result<Histogram<u64>> {
-                    let agent = agent();
-                    let mut latencies = Histogram::new(3).context("a histogram")?;
-                    while Instant::now() < end {
-                        let start = Instant::now();
-                        let mut answer = agent.get(&url).call().context("a feed can't be read")?;
-                        let body = answer.body_mut().read_to_vec().context("a feed can't be read")?;
-                        ensure!(body.len() > 1000, "a feed of only {} bytes", body.len());
-                        latencies.record(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))?;
-                    }
-                    Ok(latencies)
-                })
-            })
-            .collect();
-        connections.into_iter().map(|c| c.join().unwrap_or_else(|_| bail!("a reader panicked"))).collect()
-    });
-    let elapsed = start.elapsed().as_secs_f64();
-    let mut latencies = Histogram::<u64>::new(3).context("a histogram")?;
-    for histogram in histograms {
-        latencies.add(histogram?)?;
-    }
-    let rate = latencies.len() as f64 / elapsed;
-    let p99 = latencies.value_at_quantile(0.99) as f64 / 1000.0;
-    let pgbench = pgbench(args, stage)?;
-    figures.push(Figure {
-        what: format!("get-feed of a reader with 800 entries, {CONNECTIONS} connections: requests/s ÷ pgbench's"),
-        value: rate / pgbench,
-        unit: "",
-        asked: None,
-        reached: None,
-        detail: format!("{rate:.0} requests/s, p99 {p99:.1} ms; pgbench {pgbench:.0} queries/s"),
-    });
-    Ok(())
-}
-
-/// Queries/s of pgbench with 32 sessions that read the same page.
-fn pgbench(args: &Fanout, stage: &Stage) -> anyhow::Result<f64> {
-    let script = args.place.out.join("feed_page.sql");
-    // As parameters, like the gateway's: constants would be planned otherwise.
-    let query = baseline::feed_page_sql().replace("$1", ":reader").replace("$2", ":before").replace("$3", ":count");
-    let variables = format!("\\set reader {FIRST_READER}\n\\set before {}\n\\set count 20\n", i64::MAX);
-    fs::write(&script, variables + &query + ";\n").with_context(|| format!("can't write {}", script.display()))?;
-    let url = Url::parse(stage.url.expose()).context("the database's URL can't be read")?;
-    let password = percent_decode_str(url.password().unwrap_or_default()).decode_utf8_lossy();
-    let output = Command::new(pgbench_binary())
-        .args(["--no-vacuum", "--protocol=prepared", "--client=32", "--jobs=2"])
-        .arg(format!("--time={}", args.seconds))
-        .arg("--file")
-        .arg(&script)
-        // Not as an argument: those are everybody's to read.
-        .envs([
-            ("PGHOST", url.host_str().unwrap_or_default()),
-            ("PGUSER", url.username()),
-            ("PGPASSWORD", password.as_ref()),
-        ])
-        .env("PGPORT", url.port().unwrap_or(5432).to_string())
-        .env("PGDATABASE", url.path().trim_start_matches('/'))
-        .output()
-        .context("can't run pgbench, which comes with PostgreSQL")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok());
-    rate.with_context(|| format!("pgbench failed: {}", String::from_utf8_lossy(&output.stderr).trim()))
-}
-
-/// Debian keeps it outside the path.
-fn pgbench_binary() -> PathBuf {
-    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path().join("bin/pgbench")))
-        .filter(|path| path.exists())
-        .collect();
-    found.sort();
-    found.pop().unwrap_or_else(|| "pgbench".into())
 }
 
 /// Followers/s of the fleet when it's fed as other programs feed it, and takes no batches.

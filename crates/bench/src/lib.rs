@@ -1,9 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+mod attack;
 mod baseline;
 mod context;
+mod cpu;
 mod events;
 mod fanout;
+mod gateway;
+mod load;
 mod messages;
 mod report;
 mod stage;
@@ -47,6 +51,11 @@ enum Benchmark {
     ///
     /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
     Messages(Messages),
+    /// The gateway: how much it serves beside pgbench, how soon, and what it bears: overload, idle and slow clients, and what
+    /// takes memory
+    ///
+    /// Works in a database and a vhost of its own, with processes of its own, all gone afterwards.
+    Gateway(Gateway),
 }
 
 /// The whole of the program: reads the arguments, measures, and exits.
@@ -68,6 +77,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             interrupt.check()?;
             (report?, &args.place)
         }
+        Benchmark::Gateway(args) => (gateway::measure(args, &context)?, &args.place),
     };
     report.write(&place.out)?;
     writeln!(io::stdout(), "{}", report.to_markdown())?;
@@ -92,9 +102,6 @@ pub(crate) struct Fanout {
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// How long the gateway, and pgbench beside it, are loaded, in seconds
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=600))]
-    seconds: u32,
     #[command(flatten)]
     place: Place,
 }
@@ -132,6 +139,19 @@ pub(crate) struct Messages {
     seconds: u32,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// How to measure it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Gateway {
+    /// How long each load takes, and pgbench beside it, in seconds
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// How often each figure is taken; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     #[command(flatten)]
     place: Place,

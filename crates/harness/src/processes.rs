@@ -362,6 +362,14 @@ impl<N: Clone + Display + Ord> Processes<N> {
             .collect()
     }
 
+    /// A process's id.
+    ///
+    /// # Errors
+    /// When there's no such process.
+    pub fn pid(&self, name: &N) -> anyhow::Result<Pid> {
+        self.process(name)?.pid()
+    }
+
     /// The resident memory of each process, in bytes.
     ///
     /// # Errors
