@@ -1,6 +1,7 @@
 //! The gateway over HTTP, on a real database.
 
 mod app;
+mod attacks;
 mod bad_input;
 mod events;
 mod feeds;
@@ -9,6 +10,7 @@ mod imports;
 mod messages;
 mod operation;
 mod process;
+mod raw;
 mod results;
 mod tweets;
 mod users;

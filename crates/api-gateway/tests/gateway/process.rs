@@ -4,7 +4,7 @@ use crate::app::{agent, send};
 use serde_json::json;
 use std::{
     io::{BufRead as _, BufReader, Read as _},
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
@@ -12,7 +12,7 @@ use std::{
 use test_support::{TestDatabase, eventually, sql};
 use ureq::http::Method;
 
-struct Process {
+pub(crate) struct Process {
     child: Child,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
@@ -34,7 +34,7 @@ impl Process {
         Self::start_with(db, &[])
     }
 
-    fn start_with(db: &TestDatabase, variables: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(db: &TestDatabase, variables: &[(&str, &str)]) -> Self {
         let mut child = command(db, 0).envs(variables.iter().copied()).spawn().unwrap();
         let (log, stderr) = (Arc::<Mutex<String>>::default(), child.stderr.take().unwrap());
         let written = log.clone();
@@ -47,6 +47,7 @@ impl Process {
         });
         let address = eventually("the gateway says where it listens", || {
             let log = log.lock().unwrap();
+            assert!(child.try_wait().unwrap().is_none(), "it has ended: {log}");
             let (_, rest) = log.split_once("listening address=")?;
             Some(rest.lines().next()?.to_owned())
         });
@@ -61,6 +62,15 @@ impl Process {
 
     fn get(&self, path: &str) -> u16 {
         send(&agent(), Method::GET, &format!("{}{path}", self.base), &[], None).status
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.base.trim_start_matches("http://").parse().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn terminate(&self) {
