@@ -296,6 +296,62 @@ impl Load<'_> {
 mod tests {
     use super::*;
 
+    use std::{
+        io::{BufRead as _, BufReader},
+        net::TcpListener,
+        thread,
+    };
+
+    /// A server that answers each connection's requests in turn with these, and then ends the connection.
+    fn serve(answers: &'static [&'static str]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                thread::spawn(move || {
+                    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    for answer in answers {
+                        // A request is two lines here.
+                        if lines.by_ref().take(2).any(|line| line.is_err())
+                            || stream.write_all(answer.as_bytes()).is_err()
+                        {
+                            return;
+                        }
+                    }
+                    // The last one has no answer.
+                    lines.by_ref().take(2).for_each(drop);
+                });
+            }
+        });
+        address
+    }
+
+    const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n";
+    const BAD: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+
+    fn load(gateway: SocketAddr, pace: Pace) -> Outcome {
+        let requests = [b"GET / HTTP/1.1\r\n\r\n".to_vec()];
+        Load { gateway, requests: &requests, connections: 2, pace, duration: Duration::from_millis(200) }.run().unwrap()
+    }
+
+    #[test]
+    fn every_request_counts_as_what_became_of_it() {
+        let outcome = load(serve(&[GOOD, BUSY, GOOD, BAD]), Pace::WhenAnswered);
+        let Outcome { sent, ok, ref refusals, other, lost, unanswered, .. } = outcome;
+        assert_eq!(ok + refusals.len() + other + lost + unanswered, sent);
+        assert_eq!((outcome.latencies.len(), unanswered), (ok, 0));
+        assert!(ok > 0 && !refusals.is_empty() && other > 0 && lost > 0, "{ok} {other} {lost}");
+        assert!(outcome.all_ok().is_err());
+    }
+
+    #[test]
+    fn what_was_due_counts_whether_or_not_it_could_be_sent_at_once() {
+        let outcome = load(serve(&[GOOD; 1000]), Pace::PerSecond(500.0));
+        assert_eq!(outcome.latencies.len(), 100);
+        assert!(outcome.ok == outcome.sent && outcome.ok <= 100, "{}", outcome.ok);
+    }
+
     #[test]
     fn an_answer_is_whole_with_the_last_byte_of_its_body() {
         let answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 3\r\nretry-after: 2\r\n\r\nabc";
