@@ -49,6 +49,8 @@ pub(crate) struct Outcome {
     pub(crate) latencies: Histogram<u64>,
     /// 2xx answers.
     pub(crate) ok: u64,
+    /// Microseconds until a 2xx, from when the request was sent.
+    pub(crate) served: Histogram<u64>,
     /// Microseconds until a 503 with `Retry-After`, from when the request was sent.
     pub(crate) refusals: Histogram<u64>,
     /// Other answers.
@@ -63,16 +65,6 @@ impl Outcome {
     /// 2xx answers a second.
     pub(crate) fn rate(&self) -> f64 {
         self.ok as f64 / self.elapsed.as_secs_f64()
-    }
-
-    /// The 99th percentile of the latencies, in milliseconds.
-    pub(crate) fn p99_ms(&self) -> f64 {
-        self.latencies.value_at_quantile(0.99) as f64 / 1000.0
-    }
-
-    /// The 99th percentile of how long refusals took, in milliseconds.
-    pub(crate) fn refused_p99_ms(&self) -> f64 {
-        self.refusals.value_at_quantile(0.99) as f64 / 1000.0
     }
 
     /// How many refusals took longer than this.
@@ -179,6 +171,11 @@ fn whole(bytes: &[u8]) -> anyhow::Result<Option<Answer>> {
     Ok((bytes.len() == length + body).then_some(answer))
 }
 
+/// The 99th percentile, in milliseconds.
+pub(crate) fn p99_ms(micros: &Histogram<u64>) -> f64 {
+    micros.value_at_quantile(0.99) as f64 / 1000.0
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -206,6 +203,7 @@ impl Load<'_> {
             sent: 0,
             latencies: Histogram::new(3)?,
             ok: 0,
+            served: Histogram::new(3)?,
             refusals: Histogram::new(3)?,
             other: 0,
             lost: 0,
@@ -273,6 +271,7 @@ impl Load<'_> {
                             200..300 => {
                                 outcome.ok += 1;
                                 outcome.latencies.record(micros(now - due))?;
+                                outcome.served.record(micros(now - sent))?;
                             }
                             503 if retry_after => outcome.refusals.record(micros(now - sent))?,
                             _ => outcome.other += 1,
