@@ -219,6 +219,7 @@ fn an_answer_that_nobody_reads_ends() {
             raw
         })
         .collect();
+    assert!(deaf.iter().all(Raw::has_received), "the first answers come");
     eventually("the gateway ends what nobody reads", || (gateway.connections() == 0).then_some(()));
     for raw in &mut deaf {
         for answer in raw.answers() {

@@ -132,6 +132,11 @@ impl Raw {
         &self.received
     }
 
+    /// Whether anything has come, which stays unread.
+    pub(crate) fn has_received(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok_and(|count| count > 0)
+    }
+
     /// Whether the gateway has ended the connection, as far as has come here.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.peek();
