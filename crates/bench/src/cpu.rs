@@ -52,9 +52,15 @@ pub(crate) fn postgres(conn: &mut PgConnection) -> anyhow::Result<Option<Duratio
     let Some(server) = stat(backend).map(|stat| stat.parent).filter(|server| of_postgres(&server.to_string())) else {
         return Ok(None);
     };
-    let all = fs::read_dir("/proc").context("there's no /proc")?.flatten();
-    let processes = all.filter_map(|entry| stat(entry.file_name().to_str()?));
-    let living = processes.filter(|process| process.parent == server).map(|process| process.own);
-    let ended = stat(server).map_or(Duration::ZERO, |server| server.own + server.children);
-    Ok(Some(living.sum::<Duration>() + ended))
+    loop {
+        let before = stat(server);
+        let all = fs::read_dir("/proc").context("there's no /proc")?.flatten();
+        let processes = all.filter_map(|entry| stat(entry.file_name().to_str()?));
+        let living: Duration = processes.filter(|process| process.parent == server).map(|process| process.own).sum();
+        let (Some(before), Some(after)) = (before, stat(server)) else { return Ok(None) };
+        // One that ended meanwhile may count twice, or not at all.
+        if before.children == after.children {
+            return Ok(Some(living + after.own + after.children));
+        }
+    }
 }
