@@ -1,15 +1,27 @@
 //! What every request gets: a correlation id, a line in the log, and the headers that every answer has.
 
-use crate::error::{Error, chain};
+use crate::{
+    body,
+    clients::{Allowance, Clients},
+    connections::State,
+    error::{Error, chain},
+    gateway::Gateway,
+    origin,
+};
 use actix_web::{
-    FromRequest, HttpMessage as _, HttpRequest,
-    body::MessageBody,
+    FromRequest, HttpMessage as _, HttpRequest, ResponseError as _,
+    body::BoxBody,
     dev::{Payload, ServiceRequest, ServiceResponse},
-    http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    http::{
+        ConnectionType,
+        header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    },
     middleware::Next,
+    web,
 };
 use std::{
     future::{Ready, ready},
+    rc::Rc,
     sync::Arc,
     time::Instant,
 };
@@ -52,19 +64,48 @@ impl FromRequest for CorrelationId {
 #[derive(Clone, Copy)]
 pub(crate) struct Route(pub(crate) &'static str);
 
+/// What every request must pass before anything is done for it.
+fn admit<'a>(req: &HttpRequest, clients: &'a Clients) -> Result<Option<Allowance<'a>>, Error> {
+    let http = &Gateway::of(req).http;
+    let limit = http.uri_limit_bytes;
+    if req.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > limit) {
+        return Err(Error::UriTooLong { limit });
+    }
+    origin::check(req, http)?;
+    match req.peer_addr() {
+        Some(peer) => clients.count(req.method(), req.path(), peer.ip(), req.headers()),
+        None => Ok(None),
+    }
+}
+
 pub(crate) async fn observe(
     req: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let start = Instant::now();
+    let connection = req.conn_data::<Rc<State>>().cloned();
+    if let Some(connection) = &connection {
+        connection.begin(body::is_announced(req.headers()));
+    }
     let id = CorrelationId::of(&req);
     req.extensions_mut().insert(id.clone());
-    let mut res = next.call(req).await?;
+    let clients = req.app_data::<web::Data<Clients>>().cloned().expect("every app is built with its clients");
+    let admitted = admit(req.request(), &clients);
+    let mut res = match &admitted {
+        Ok(_) => next.call(req).await?,
+        Err(error) => req.into_response(error.error_response()),
+    };
+    if connection.is_some_and(|connection| connection.answer()) {
+        res.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
 
     if let Some(Error::Internal(error)) = res.response().error().and_then(|error| error.as_error::<Error>()) {
         log::error!(correlation_id = id.as_str(), error:% = chain(error.as_ref()); "a request failed");
     }
     let headers = res.headers_mut();
+    if let Ok(Some(allowance)) = &admitted {
+        allowance.tell(headers);
+    }
     headers.insert(HEADER, HeaderValue::from_str(id.as_str()).expect("letters, digits, dots, dashes"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if !headers.contains_key(CACHE_CONTROL) {

@@ -5,6 +5,7 @@ use crate::{
     error::Error,
     fields::{self, Fields, Value},
     gateway::Gateway,
+    shares::Subject,
     users::User,
 };
 use actix_web::{
@@ -84,8 +85,7 @@ pub(crate) async fn put(
     payload: web::Payload,
 ) -> Result<HttpResponse, Error> {
     let limit = gateway.http.avatar_limit_bytes;
-    // Base64 makes three bytes four, and the form around them has some of its own.
-    let body_limit = limit / 3 * 4 + gateway.http.body_limit_bytes;
+    let body_limit = gateway.http.avatar_body_limit_bytes();
     let path = Fields::path(&req);
     let parse = move |mut fields: Fields| {
         fields.add_all(path);
@@ -102,7 +102,7 @@ pub(crate) async fn put(
         let link = format!("/avatar/{id}/{}", file_name(&image, format));
         avatars::put(conn, id, format.content_type(), &image, &link)
     };
-    let user = gateway.write(gateway.soon(), keep).await?;
+    let user = gateway.write(&[Subject::User(id)], gateway.soon(), keep).await?;
     Ok(HttpResponse::Ok().json(json!({"user": User::from(user)})))
 }
 

@@ -1,16 +1,18 @@
 //! Request bodies, taken apart into fields.
 
 use crate::{
+    connections::State,
     error::Error,
     fields::{self, Fields, TooMany, Value},
     gateway::Gateway,
+    settings::HttpSettings,
 };
+use actix_http::Request;
 use actix_multipart::Multipart;
 use actix_web::{
-    FromRequest, HttpRequest,
-    body::{BodyStream, to_bytes_limited},
+    FromRequest, HttpMessage as _, HttpRequest,
     dev::Payload,
-    http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
+    http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING},
     rt::time::timeout,
     web::{Bytes, BytesMut},
 };
@@ -19,7 +21,14 @@ use serde::{
     Deserializer as _,
     de::{Error as _, MapAccess, Visitor},
 };
-use std::fmt;
+use std::{
+    fmt,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use tokio::runtime::Handle;
 
 /// The fields of a JSON body.
@@ -82,7 +91,7 @@ pub(crate) async fn read_as<T: Send + 'static>(
 ) -> Result<T, Error> {
     let form = kinds == Kinds::JsonAndForms;
     let kind = match essence(req).as_str() {
-        essence if is_json(essence) => Kind::Json,
+        essence if is_json(essence, req) => Kind::Json,
         "application/x-www-form-urlencoded" if form => Kind::Urlencoded,
         "multipart/form-data" if form => Kind::Multipart(as_mixed(req)),
         _ if form => {
@@ -92,12 +101,13 @@ pub(crate) async fn read_as<T: Send + 'static>(
         }
         _ => return Err(Error::UnsupportedMediaType("application/json")),
     };
-    let body = within_limits(req, limit, bytes(payload, limit)).await?;
+    let body = receive(req, payload, limit).await?;
     if body.len() <= INLINE_MAX {
         return parse(kind.fields(body).await?);
     }
-    // The thread has the runtime that serves HTTP, whose tasks go on meanwhile.
-    let take_apart = move || parse(Handle::current().block_on(kind.fields(body))?);
+    // Nothing of a whole body is waited for; it's the parser of forms that wants a runtime.
+    let runtime = Handle::current();
+    let take_apart = move || parse(runtime.block_on(kind.fields(body))?);
     Gateway::of(req).compute(take_apart).await?
 }
 
@@ -122,25 +132,122 @@ impl Kind {
 
 /// Reads a JSON body of at most `limit` bytes, for its reader to take apart.
 pub(crate) async fn read_json(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Error> {
-    let receive = async {
-        match is_json(&essence(req)) {
-            true => bytes(payload, limit).await,
-            false => Err(Error::UnsupportedMediaType("application/json")),
-        }
-    };
-    within_limits(req, limit, receive).await
+    match is_json(&essence(req), req) {
+        true => receive(req, payload, limit).await,
+        false => Err(Error::UnsupportedMediaType("application/json")),
+    }
 }
 
-async fn within_limits<T>(
-    req: &HttpRequest,
-    limit: usize,
-    receive: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let declared = req.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > limit as u64) {
+/// Reads a whole body of at most `limit` bytes, in the time that there is for it.
+async fn receive(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Error> {
+    if declared(req.headers()).is_some_and(|length| length > limit as u64) {
         return Err(too_large(limit));
     }
-    timeout(Gateway::of(req).http.request_timeout(), receive).await.unwrap_or(Err(Error::SlowBody))
+    let mut room = Room::new(req, limit);
+    let time = Gateway::of(req).http.request_timeout();
+    let body = timeout(time, room.bytes(payload)).await.unwrap_or(Err(Error::SlowBody))?;
+    room.leave_to(req);
+    Ok(body)
+}
+
+/// Whether a request says that it has a body.
+pub(crate) fn is_announced(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || declared(headers).is_some_and(|length| length > 0)
+}
+
+fn declared(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Refuses a body that is too large before its client has begun with it, where it waits to be told (`Expect: 100-continue`).
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub(crate) fn expected(req: &Request, http: &HttpSettings) -> Result<(), Error> {
+    let path = req.path();
+    let limit = if path.starts_with("/api/v1/update-user-avatar-link/") {
+        http.avatar_body_limit_bytes()
+    } else if path.starts_with("/api/v1/event") {
+        http.event_body_limit_bytes
+    } else if path.starts_with("/api/v1/message") {
+        http.message_body_limit_bytes
+    } else {
+        http.body_limit_bytes
+    };
+    match declared(req.headers()) {
+        Some(length) if length > limit as u64 => Err(too_large(limit)),
+        _ => Ok(()),
+    }
+}
+
+/// How many bytes of request bodies there may be, all together: what many send slowly takes memory for long.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    left: Arc<AtomicUsize>,
+    /// What large bodies leave to the others.
+    reserve: usize,
+}
+
+impl Budget {
+    pub(crate) fn of(bytes: usize) -> Self {
+        Self { left: Arc::new(AtomicUsize::new(bytes)), reserve: bytes / 4 }
+    }
+}
+
+/// What a request's body may take and has taken, until it's answered.
+struct Room {
+    limit: usize,
+    used: usize,
+    budget: Budget,
+    usual: usize,
+    connection: Option<Rc<State>>,
+}
+
+impl Room {
+    fn new(req: &HttpRequest, limit: usize) -> Self {
+        let gateway = Gateway::of(req);
+        let connection = req.conn_data::<Rc<State>>().cloned();
+        Self { limit, used: 0, budget: gateway.budget().clone(), usual: gateway.http.body_limit_bytes, connection }
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), Error> {
+        let used = self.used + bytes;
+        if used > self.limit {
+            return Err(too_large(self.limit));
+        }
+        let reserve = if used > self.usual { self.budget.reserve } else { 0 };
+        let rest = |left: usize| left.checked_sub(bytes).filter(|rest| *rest >= reserve);
+        let taken = self.budget.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, rest);
+        taken.map_err(|_| Error::Overloaded)?;
+        self.used = used;
+        Ok(())
+    }
+
+    /// The whole body.
+    async fn bytes(&mut self, payload: Payload) -> Result<Bytes, Error> {
+        let mut stream = payload;
+        let incomplete = |_| Error::MalformedBody("the body is incomplete".into());
+        let mut body = BytesMut::new();
+        while let Some(chunk) = stream.try_next().await.map_err(incomplete)? {
+            self.take(chunk.len())?;
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// The body is there; what it has taken is kept until the request is answered.
+    fn leave_to(self, req: &HttpRequest) {
+        if let Some(connection) = &self.connection {
+            connection.received();
+        }
+        req.extensions_mut().insert(self);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.budget.left.fetch_add(self.used, Ordering::AcqRel);
+    }
 }
 
 /// The content type, without its parameters.
@@ -149,21 +256,18 @@ fn essence(req: &HttpRequest) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-fn is_json(essence: &str) -> bool {
-    // Clients that don't say what they send send JSON.
-    matches!(essence, "" | "application/json") || (essence.starts_with("application/") && essence.ends_with("+json"))
+/// What comes without a content type isn't taken for JSON: any page may have a browser send that, with nobody being asked. Where
+/// nothing comes, that's what is wrong.
+fn is_json(essence: &str, req: &HttpRequest) -> bool {
+    match essence {
+        "" => !is_announced(req.headers()),
+        "application/json" => true,
+        _ => essence.starts_with("application/") && essence.ends_with("+json"),
+    }
 }
 
 fn too_large(limit: usize) -> Error {
     Error::TooLarge { what: "the body".into(), limit }
-}
-
-async fn bytes(payload: Payload, limit: usize) -> Result<Bytes, Error> {
-    match to_bytes_limited(BodyStream::new(payload), limit).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(Error::MalformedBody("the body is incomplete".into())),
-        Err(_) => Err(too_large(limit)),
-    }
 }
 
 /// The parser's own message may quote the body; where it gave up is enough.

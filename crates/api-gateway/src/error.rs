@@ -1,11 +1,12 @@
 //! Why a request failed, and how its client learns of it: `application/problem+json` (RFC 9457).
 
+use crate::clients;
 use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
 use serde::Serialize;
-use std::{borrow::Cow, error::Error as StdError};
+use std::{borrow::Cow, error::Error as StdError, time::Duration};
 
 /// Why a request failed. The text is for the client.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,33 @@ pub(crate) enum Error {
     /// The client took too long to send the body.
     #[error("the body took too long to arrive")]
     SlowBody,
+    /// The client took too long to send the head.
+    #[error("the request took too long to arrive")]
+    SlowHead,
+    /// The head of the request is longer than is taken.
+    #[error("the header fields are too long")]
+    HeadTooLarge,
+    /// The path and the query are longer than is taken.
+    #[error("path and query may have at most {limit} bytes")]
+    UriTooLong { limit: usize },
+    /// It isn't HTTP/1.1, or not as it should be.
+    #[error("this is not a well-formed HTTP/1.1 request")]
+    MalformedRequest,
+    /// The gateway isn't called that.
+    #[error("there is no such host here; its operator can add it to api_gateway.hosts")]
+    WrongHost,
+    /// A browser sends it for another site's page.
+    #[error("a page of another origin may not do this; the operator can add it to api_gateway.origins")]
+    CrossSite,
+    /// The client has used up what it may ask for; says of which kind, and when there's some again.
+    #[error("too many requests of the kind \"{name}\"")]
+    TooManyRequests { name: &'static str, wait: Duration },
+    /// There are more connections than there may be.
+    #[error("too many connections; try again later")]
+    TooManyConnections,
+    /// More requests are waiting than can be answered in time, or more bytes of bodies are in hand than there's memory for.
+    #[error("too much to do; try again later")]
+    Overloaded,
     /// There is nothing at this path.
     #[error("no such path")]
     NoSuchPath,
@@ -96,6 +124,18 @@ impl Error {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
             }
             Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow-body", "Request timeout"),
+            Self::SlowHead => (StatusCode::REQUEST_TIMEOUT, "slow-request", "Request timeout"),
+            Self::HeadTooLarge => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "Header fields too large")
+            }
+            Self::UriTooLong { .. } => (StatusCode::URI_TOO_LONG, "uri-too-long", "URI too long"),
+            Self::MalformedRequest => (StatusCode::BAD_REQUEST, "malformed-request", "Malformed request"),
+            Self::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "wrong-host", "Wrong host"),
+            Self::CrossSite => (StatusCode::FORBIDDEN, "cross-site", "Cross-site request"),
+            Self::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"),
+            Self::TooManyConnections | Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded")
+            }
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "no-such-path", "No such path"),
             Self::MethodNotAllowed { .. } => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
@@ -119,7 +159,7 @@ impl ResponseError for Error {
     }
 
     fn error_response(&self) -> HttpResponse {
-        const RETRY_AFTER_S: u32 = 2;
+        const RETRY_AFTER_S: u64 = 2;
         let (status, slug, title) = self.kind();
         let taken;
         let errors = match self {
@@ -141,11 +181,16 @@ impl ResponseError for Error {
         if let Self::MethodNotAllowed { allow } = self {
             response.insert_header((header::ALLOW, allow.as_str()));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
-        }
         // `json` keeps a content type that is there.
-        response.content_type("application/problem+json").json(problem)
+        let mut response = response.content_type("application/problem+json").json(problem);
+        let headers = response.headers_mut();
+        if let Self::TooManyRequests { name, wait } = self {
+            headers.insert(header::RETRY_AFTER, clients::whole_seconds(*wait).into());
+            clients::tell_none(headers, name, *wait);
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
+        }
+        response
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     error::Error,
     fields::{self, Fields, text},
     gateway::Gateway,
+    shares::Subject,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
@@ -218,8 +219,11 @@ pub(crate) async fn post(
     let body = body::read_json(&req, payload.into_inner(), gateway.http.event_body_limit_bytes).await?;
     let (events, strings) = gateway.compute(move || parse(&body)).await??;
     let accepted = events.len();
+    let first = events.first().map(|(account, _)| account.clone());
+    let single = first.filter(|first| events.iter().all(|(account, _)| account == first));
+    let subject = single.as_ref().map_or(Subject::Accounts, |account| Subject::Account(account.as_str()));
     let append = move |conn: &mut _| streams::append(conn, ACCOUNT_EVENT, &events, Some(correlation_id.as_str()));
-    let heads = gateway.write(gateway.soon(), append).await?;
+    let heads = gateway.write(&[subject], gateway.soon(), append).await?;
     let id = |key| if strings.contains(key) { Id::String(key.as_str()) } else { Id::Usual(key) };
     let heads: Vec<_> = heads.iter().map(|head| Head { account_id: id(&head.key), seq: head.seq }).collect();
     Ok(HttpResponse::Accepted().json(Accepted { accepted, heads }))

@@ -1,12 +1,15 @@
 //! What handlers work with: the settings, and the database and password hashing off the threads that read and write HTTP.
 
 use crate::{
+    body::Budget,
     error::{Error, chain},
     settings::HttpSettings,
+    shares::{Shares, Subject},
+    threads::Threads,
 };
 use actix_web::{HttpRequest, rt::time::timeout, web};
-use futures_util::lock::Mutex as AsyncMutex;
 use std::{
+    cell::RefCell,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,19 +19,23 @@ use std::{
 use storage::{Database, PgConnection, migrations};
 use telemetry::{DatabaseAvailable, DatabaseUnavailable};
 
-/// One for each worker; a worker's blocking threads are its own, too.
+/// One for each worker.
 pub(crate) struct Gateway {
     pub(crate) http: HttpSettings,
     shared: Shared,
-    /// Held while a password is estimated and hashed: by one blocking thread of this worker at most, the others are for the
-    /// database.
-    hashing: Arc<AsyncMutex<()>>,
 }
 
 /// What all workers share.
 #[derive(Clone)]
 pub(crate) struct Shared {
     database: Database,
+    /// Each has a connection when it needs one.
+    database_threads: Threads,
+    /// As many as workers: what they do takes a core.
+    computing_threads: Threads,
+    shares: Arc<Shares>,
+    /// Bytes of request bodies.
+    pub(crate) budget: Budget,
     /// Since when the database is away, as far as requests tell.
     away_since: Arc<Mutex<Option<Instant>>>,
     /// Whether the schema was found to be complete; it won't lose anything later.
@@ -36,8 +43,19 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, away_since: Arc::default(), migrated: Arc::default() }
+    pub(crate) fn new(database: Database, http: &HttpSettings) -> Self {
+        /// Passwords are hashed one after another: who comes in a crowd may wait for some.
+        const COMPUTING_PATIENCE: Duration = Duration::from_secs(3);
+        let patience = Duration::from_millis(http.queue_timeout_ms);
+        Self {
+            database,
+            database_threads: Threads::start("database", http.blocking_threads, patience),
+            computing_threads: Threads::start("computing", http.workers, COMPUTING_PATIENCE),
+            shares: Arc::new(Shares::of(http.blocking_threads)),
+            budget: Budget::of(http.body_budget_bytes),
+            away_since: Arc::default(),
+            migrated: Arc::default(),
+        }
     }
 
     /// Whether the database answers and has every migration.
@@ -72,7 +90,7 @@ impl Shared {
 
 impl Gateway {
     pub(crate) fn new(http: HttpSettings, shared: Shared) -> Self {
-        Self { http, shared, hashing: Arc::default() }
+        Self { http, shared }
     }
 
     /// The gateway that serves this request.
@@ -90,30 +108,43 @@ impl Gateway {
         Instant::now() + self.http.long_request_timeout()
     }
 
+    /// Where bodies that are read are counted.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.shared.budget
+    }
+
     /// Runs queries outside of a transaction, so that a single one is a single round trip.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&mut PgConnection) -> storage::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        self.work(self.soon(), |database| query(&mut **database.connection()?)).await
+        self.work(&[], self.soon(), |database| query(&mut **database.connection()?)).await
     }
 
-    /// Runs `work` in one transaction, repeating it where another came first.
+    /// Runs `work` in one transaction, repeating it where another came first. The subjects are what it may have to wait for.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
+        subjects: &[Subject<'_>],
         deadline: Instant,
         work: impl FnMut(&mut PgConnection) -> storage::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        self.work(deadline, |database| database.transaction(work)).await
+        self.work(subjects, deadline, |database| database.transaction(work)).await
     }
 
     async fn work<T: Send + 'static>(
         &self,
+        subjects: &[Subject<'_>],
         deadline: Instant,
         work: impl FnOnce(&Database) -> storage::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
+        let shares = self.shared.shares.take(subjects, deadline).await?;
         let shared = self.shared.clone();
-        block(deadline, move || shared.note(work(&shared.database))).await?.map_err(Error::from)
+        let work = move || {
+            // To its own end: whoever waited for it may be gone sooner.
+            let _shares = shares;
+            shared.note(work(&shared.database))
+        };
+        self.shared.database_threads.run(deadline, work).await?.map_err(Error::from)
     }
 
     /// Runs what takes longer than a thread that reads and writes HTTP may be held up.
@@ -121,28 +152,27 @@ impl Gateway {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        block(self.soon(), work).await
+        self.shared.computing_threads.run(self.soon(), work).await
     }
 
-    /// Does the same with work of which each worker does one at a time: what a password costs.
-    pub(crate) async fn compute_alone<T: Send + 'static>(
+    /// Does the same with work that takes the memory of hashing a password.
+    pub(crate) async fn hash<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> T + Send + 'static,
+        work: impl FnOnce(&mut password::Memory) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let deadline = self.soon();
-        let permit = before(deadline, self.hashing.clone().lock_owned()).await?;
-        block(deadline, move || {
-            let _permit = permit;
-            work()
-        })
-        .await
+        thread_local! {
+            /// One for each thread that hashes: what is allocated for each hash stays with each thread that ever has.
+            static MEMORY: RefCell<password::Memory> = RefCell::default();
+        }
+        self.compute(move || MEMORY.with_borrow_mut(work)).await
     }
 
     /// Whether requests can be served.
     pub(crate) async fn check(&self) -> Result<(), Error> {
         const PATIENCE: Duration = Duration::from_secs(2);
         let shared = self.shared.clone();
-        match block(Instant::now() + PATIENCE, move || shared.is_migrated()).await {
+        let threads = &self.shared.database_threads;
+        match threads.run(Instant::now() + PATIENCE, move || shared.is_migrated()).await {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err(Error::NotReady("the database lacks migrations")),
             Ok(Err(error)) => Err(error.into()),
@@ -155,16 +185,4 @@ impl Gateway {
 /// What `work` returns, unless that takes longer than to the deadline.
 pub(crate) async fn before<F: Future>(deadline: Instant, work: F) -> Result<F::Output, Error> {
     timeout(deadline.saturating_duration_since(Instant::now()), work).await.map_err(|_| Error::TimedOut)
-}
-
-/// Runs `work` on one of the worker's blocking threads. Work whose turn comes after the deadline isn't begun: while the
-/// database is frozen, nothing piles up that nobody waits for any more.
-async fn block<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    let blocking = web::block(move || (Instant::now() < deadline).then(work));
-    match before(deadline, blocking).await? {
-        Ok(Some(done)) => Ok(done),
-        Ok(None) => Err(Error::TimedOut),
-        // It panicked, and the panic's message is in the log already.
-        Err(error) => Err(Error::Internal(error.into())),
-    }
 }

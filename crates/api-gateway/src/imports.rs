@@ -6,6 +6,7 @@ use crate::{
     error::Error,
     fields::{self, Fields, text},
     gateway::Gateway,
+    shares::Subject,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use domain::{
@@ -93,7 +94,7 @@ async fn enqueue(gateway: &Gateway, correlation_id: &CorrelationId, order: Order
         outbox::push(conn, &[message.envelope().correlated(Some(correlation_id.as_str()))])?;
         Ok(import.id)
     };
-    gateway.write(gateway.soon(), open).await
+    gateway.write(&[Subject::User(author)], gateway.soon(), open).await
 }
 
 /// Does the import in the request, step by step, each in a transaction of its own.
@@ -104,10 +105,11 @@ async fn enqueue(gateway: &Gateway, correlation_id: &CorrelationId, order: Order
 async fn run(gateway: &Gateway, correlation_id: &CorrelationId, order: Order) -> Result<Import, Error> {
     let Order { author, plan, .. } = order;
     let deadline = gateway.later();
+    let subjects = [Subject::Rows, Subject::User(author)];
     let asked_for = format!("{author} {} {}", plan.count(), plan.prefix());
     let key = format!("request:{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, asked_for.as_bytes()));
     let size = gateway.http.import_step;
-    let mut import = gateway.write(deadline, move |conn| imports::open(conn, &key, author, &plan)).await?;
+    let mut import = gateway.write(&subjects, deadline, move |conn| imports::open(conn, &key, author, &plan)).await?;
     while !import.is_over() {
         let id = import.id;
         let step = move |conn: &mut _| {
@@ -115,7 +117,7 @@ async fn run(gateway: &Gateway, correlation_id: &CorrelationId, order: Order) ->
             imports::release(conn, id)?;
             Ok(import)
         };
-        let next = gateway.write(deadline, step).await?;
+        let next = gateway.write(&subjects, deadline, step).await?;
         if next.state == "failed" {
             // The author was deleted meanwhile.
             return Err(Error::NotFound("user"));

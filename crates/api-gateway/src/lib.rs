@@ -3,6 +3,8 @@
 mod access;
 mod avatars;
 mod body;
+mod clients;
+mod connections;
 mod error;
 mod events;
 mod feeds;
@@ -11,24 +13,27 @@ mod gateway;
 mod health;
 mod imports;
 mod messages;
+mod origin;
 mod results;
 mod routes;
+mod server;
 mod settings;
+mod shares;
 mod subscriptions;
+mod threads;
 mod tweets;
 mod users;
 
 pub use crate::settings::{HttpSettings, Settings};
 
-use crate::gateway::{Gateway, Shared};
-use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, rt, web};
+use crate::gateway::Shared;
+use actix_web::{dev::Server, rt};
 use anyhow::Context as _;
 use process::Program;
 use serde::Deserialize;
 use std::{
     net::{SocketAddr, TcpListener},
     thread,
-    time::Duration,
 };
 use storage::Database;
 
@@ -73,38 +78,14 @@ pub fn run() -> anyhow::Result<()> {
 /// # Errors
 /// When the settings can't be used.
 pub fn serve(listener: TcpListener, settings: Settings) -> anyhow::Result<Server> {
-    /// How long a connection is kept for the client's next request.
-    const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
     let http = settings.api_gateway;
     http.check()?;
     let pool_size = u32::try_from(http.blocking_threads).context("api_gateway.blocking_threads is too large")?;
     let database = Database::open(&storage::Settings { pool_size, ..settings.database }, SERVICE)?;
-    let shared = Shared::new(database);
-    // Of all workers together, as `shared` is.
-    let results = web::Data::new(results::Cache::default());
-
+    let shared = Shared::new(database, &http);
     let address = listener.local_addr().context("can't tell the port")?;
-    let (stop_grace_s, workers) = (http.stop_grace_ms.div_ceil(1000), http.workers);
-    let (blocking_threads, request_timeout) = (http.blocking_threads / workers, http.request_timeout());
     let first_look = shared.clone();
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(web::Data::new(Gateway::new(http.clone(), shared.clone())))
-            .app_data(results.clone())
-            .wrap(from_fn(access::observe))
-            .configure(routes::configure)
-    })
-    .workers(workers)
-    .worker_max_blocking_threads(blocking_threads)
-    .client_request_timeout(request_timeout)
-    // So long may whoever is still sending a body that is refused take to read the answer.
-    .client_disconnect_timeout(request_timeout)
-    .keep_alive(KEEP_ALIVE)
-    .shutdown_timeout(stop_grace_s)
-    .listen(listener)
-    .context("can't listen")?
-    .run();
+    let server = server::start(listener, http, shared).context("can't listen")?;
     log::info!(address:% = address; "listening");
     // On a thread of its own, which a stopping gateway needn't wait for.
     thread::spawn(move || match first_look.is_migrated() {

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, FieldError},
     fields::{self, Fields, Value, text},
     gateway::Gateway,
+    shares::Subject,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
@@ -98,7 +99,7 @@ pub(crate) async fn post(
             published => Ok(Ok(published)),
         }
     };
-    let published = gateway.write(deadline, append).await?.map_err(no_such_partition)?;
+    let published = gateway.write(&[Subject::Log], deadline, append).await?.map_err(no_such_partition)?;
     Ok(HttpResponse::Ok().json(json!({"success": true, "published": published})))
 }
 

@@ -106,7 +106,7 @@ async fn totals(gateway: &Gateway, cache: web::Data<Cache>, prefix: &str) -> Res
         }
         totals
     };
-    gateway.write(gateway.soon(), compute).await
+    gateway.write(&[], gateway.soon(), compute).await
 }
 
 /// All accounts that were asked for, taken together. Accounts are texts here, also those that look like a number: one of

@@ -4,6 +4,7 @@ use crate::{
     error::Error,
     fields::{self, Fields},
     gateway::Gateway,
+    shares::Subject,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use domain::UserId;
@@ -24,7 +25,8 @@ pub(crate) async fn create(gateway: web::Data<Gateway>, req: HttpRequest) -> Res
         fields.refuse("follower", "must not be the author: nobody follows themselves");
     }
     let (author, follower) = fields.finish(parties)?;
-    gateway.write(gateway.soon(), move |conn| subscriptions::create(conn, author, follower)).await?;
+    let create = move |conn: &mut _| subscriptions::create(conn, author, follower);
+    gateway.write(&[Subject::User(author)], gateway.soon(), create).await?;
     Ok(HttpResponse::Created().json(json!({"success": true})))
 }
 
@@ -32,6 +34,7 @@ pub(crate) async fn delete(gateway: web::Data<Gateway>, req: HttpRequest) -> Res
     let mut fields = Fields::parameters(&req);
     let parties = parties(&mut fields);
     let (author, follower) = fields.finish(parties)?;
-    gateway.write(gateway.soon(), move |conn| subscriptions::remove(conn, author, follower)).await?;
+    let remove = move |conn: &mut _| subscriptions::remove(conn, author, follower);
+    gateway.write(&[Subject::User(author)], gateway.soon(), remove).await?;
     Ok(HttpResponse::Ok().json(json!({"success": true})))
 }

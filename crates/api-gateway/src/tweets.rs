@@ -6,6 +6,7 @@ use crate::{
     error::Error,
     fields::{self, Fields, text},
     gateway::Gateway,
+    shares::Subject,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
@@ -57,7 +58,7 @@ pub(crate) async fn post(
             outbox::push(conn, &[message])?;
             Ok(id)
         };
-        gateway.write(gateway.soon(), post).await?
+        gateway.write(&[Subject::User(author)], gateway.soon(), post).await?
     } else {
         let post = move |conn: &mut _| {
             let tweet = tweets::post(conn, author, &text)?;
@@ -67,7 +68,7 @@ pub(crate) async fn post(
             }
             Ok(tweet.id)
         };
-        gateway.write(gateway.later(), post).await?
+        gateway.write(&[Subject::Rows, Subject::User(author)], gateway.later(), post).await?
     };
     Ok(HttpResponse::Ok().json(json!({"success": true, "id": id})))
 }
@@ -84,6 +85,6 @@ pub(crate) async fn delete(gateway: web::Data<Gateway>, req: HttpRequest) -> Res
     let mut fields = Fields::parameters(&req);
     let id = fields.required("id", fields::id::<TweetId>);
     let (id,) = fields.finish((id,))?;
-    gateway.write(gateway.soon(), move |conn| tweets::delete(conn, id)).await?;
+    gateway.write(&[Subject::Tweet(id)], gateway.soon(), move |conn| tweets::delete(conn, id)).await?;
     Ok(HttpResponse::Ok().json(json!({"success": true})))
 }

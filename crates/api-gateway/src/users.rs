@@ -5,6 +5,7 @@ use crate::{
     error::Error,
     fields::{self, Fields, LIST_MAX, Value, text},
     gateway::Gateway,
+    shares::Subject,
     tweets::Tweet,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -143,13 +144,13 @@ struct UserInFull {
 }
 
 pub(crate) async fn create(gateway: web::Data<Gateway>, Json(fields): Json) -> Result<HttpResponse, Error> {
-    let parse = move || {
+    let parse = move |memory: &mut password::Memory| {
         let new = NewUser::parse(fields)?;
-        let password_hash = new.password.hash().map_err(|error| Error::Internal(error.into()))?;
+        let password_hash = new.password.hash(memory).map_err(|error| Error::Internal(error.into()))?;
         Ok::<_, Error>((new, password_hash))
     };
-    let (NewUser { login, contact, age, is_active, roles, .. }, password_hash) = gateway.compute_alone(parse).await??;
-    insert(&gateway, move |conn| {
+    let (NewUser { login, contact, age, is_active, roles, .. }, password_hash) = gateway.hash(parse).await??;
+    insert(&gateway, login.clone(), move |conn| {
         users::create(
             conn,
             &users::NewUser {
@@ -169,7 +170,7 @@ pub(crate) async fn create_plain(gateway: web::Data<Gateway>, Form(mut fields): 
     let login = fields.required("login", text(Login::parse_new));
     let contact = fields.contact();
     let (login, contact) = fields.finish((login, contact))?;
-    insert(&gateway, move |conn| {
+    insert(&gateway, login.clone(), move |conn| {
         users::create(
             conn,
             &users::NewUser {
@@ -187,9 +188,10 @@ pub(crate) async fn create_plain(gateway: web::Data<Gateway>, Form(mut fields): 
 
 async fn insert(
     gateway: &Gateway,
+    login: Login,
     create: impl FnMut(&mut storage::PgConnection) -> storage::Result<users::User> + Send + 'static,
 ) -> Result<HttpResponse, Error> {
-    let user = gateway.write(gateway.soon(), create).await?;
+    let user = gateway.write(&[Subject::Login(login.as_str())], gateway.soon(), create).await?;
     Ok(HttpResponse::Created().json(User::from(user)))
 }
 
@@ -250,7 +252,7 @@ async fn rename_by(gateway: &Gateway, mut fields: Fields) -> Result<HttpResponse
     let id = fields.required("id", fields::id::<UserId>);
     let login = fields.required("login", text(Login::parse_new));
     let (id, login) = fields.finish((id, login))?;
-    gateway.write(gateway.soon(), move |conn| users::rename(conn, id, &login)).await?;
+    gateway.write(&[Subject::User(id)], gateway.soon(), move |conn| users::rename(conn, id, &login)).await?;
     Ok(HttpResponse::Ok().json(json!({"success": true})))
 }
 
@@ -259,7 +261,7 @@ pub(crate) async fn delete(gateway: web::Data<Gateway>, req: HttpRequest) -> Res
     let mut fields = Fields::parameters(&req);
     let id = fields.required("id", fields::id::<UserId>);
     let (id,) = fields.finish((id,))?;
-    gateway.write(gateway.soon(), move |conn| users::delete(conn, id)).await?;
+    gateway.write(&[Subject::User(id)], gateway.soon(), move |conn| users::delete(conn, id)).await?;
     Ok(HttpResponse::Ok().json(json!({"success": true})))
 }
 

@@ -60,7 +60,10 @@ pub(crate) fn run(command: Command, context: &Context, out: &mut dyn Write) -> a
         Contact::Phone(phone) => phone.as_str(),
     };
     let password_hash = match create.password {
-        true => Some(read_password(&[create.login.as_str(), address])?.hash().context("can't hash the password")?),
+        true => {
+            let password = read_password(&[create.login.as_str(), address])?;
+            Some(password.hash(&mut password::Memory::default()).context("can't hash the password")?)
+        }
         false => None,
     };
     let new = NewUser {

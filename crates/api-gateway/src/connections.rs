@@ -1,0 +1,482 @@
+//! Connections of clients, bounded in number, bytes and time.
+//!
+//! The server times the head of the first request of a connection alone, and the pause between two. What it reads and writes
+//! goes through [`Connection`], which holds every request to the limits: its head to a size and a time, an answer to the time
+//! that its client takes to read it, a connection without a request to the time that it may wait for one.
+
+use crate::{error::Error, settings::HttpSettings};
+use actix_web::{
+    HttpResponse, ResponseError as _,
+    body::MessageBody as _,
+    rt::{
+        net::TcpStream,
+        spawn,
+        time::{Instant, Sleep, sleep_until, timeout},
+    },
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    io,
+    net::IpAddr,
+    pin::Pin,
+    rc::{Rc, Weak},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+/// How long a client that was refused may take to read why.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What connections are held to.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of a request's head, and of what is read ahead of the request in hand.
+    head_bytes: usize,
+    /// From the first byte of a head to its end.
+    head: Duration,
+    /// From an answer to the next request's first byte.
+    idle: Duration,
+    /// How long an answer may be on its way.
+    write: Duration,
+    /// How many there may be, of each worker.
+    connections: usize,
+    /// How many of them may come from one address, of all workers.
+    per_address: usize,
+}
+
+impl Limits {
+    pub(crate) fn of(http: &HttpSettings) -> Self {
+        Self {
+            head_bytes: http.head_limit_bytes,
+            head: Duration::from_millis(http.head_timeout_ms),
+            idle: Duration::from_millis(http.idle_timeout_ms),
+            write: Duration::from_millis(http.write_timeout_ms),
+            connections: http.connections.div_ceil(http.workers),
+            per_address: http.connections_per_address,
+        }
+    }
+}
+
+/// Where a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing of a request has come.
+    Idle,
+    /// Some of a request's head has.
+    Head,
+    /// A request is being answered, and more of its body may come.
+    Receiving,
+    /// A request is being answered, and its body has come.
+    Answering,
+    /// Its answer is on its way.
+    Answered,
+    /// It's to end: what still comes isn't read.
+    Refused,
+}
+
+/// What is known of a connection, for itself and for those who handle its requests.
+#[derive(Debug)]
+pub(crate) struct State {
+    phase: Cell<Phase>,
+    /// When the phase began.
+    since: Cell<Instant>,
+    /// Bytes that were read since then, other than of a body.
+    read: Cell<usize>,
+    /// Whoever waits for more to read.
+    reader: RefCell<Option<Waker>>,
+    /// Whether they wait for another phase, too.
+    is_held: Cell<bool>,
+    /// Whether the server has been made to look at what it has read.
+    is_looked_at: Cell<bool>,
+    /// Whether the connection ends with the answer under way.
+    is_last: Cell<bool>,
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            phase: Cell::new(Phase::Idle),
+            since: Cell::new(Instant::now()),
+            read: Cell::new(0),
+            reader: RefCell::default(),
+            is_held: Cell::default(),
+            is_looked_at: Cell::default(),
+            is_last: Cell::default(),
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.read.set(0);
+        self.is_looked_at.set(false);
+        if self.is_held.take() {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// The head of a request is there. Its body is still to come, if it has one.
+    pub(crate) fn begin(&self, has_body: bool) {
+        self.enter(if has_body { Phase::Receiving } else { Phase::Answering });
+    }
+
+    /// All of the body is there.
+    pub(crate) fn received(&self) {
+        if self.phase.get() == Phase::Receiving {
+            self.enter(Phase::Answering);
+        }
+    }
+
+    /// The answer goes out. Returns whether it's the last one: where the body has been left unread, the next request can't be
+    /// found.
+    pub(crate) fn answer(&self) -> bool {
+        self.is_last.set(self.phase.get() == Phase::Receiving);
+        self.enter(Phase::Answered);
+        self.is_last.get()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.phase.get() == Phase::Idle
+    }
+
+    /// Ends an idle connection.
+    fn evict(&self) {
+        self.enter(Phase::Refused);
+        self.wake();
+    }
+
+    fn keep_reader(&self, cx: &Context<'_>) {
+        let mut reader = self.reader.borrow_mut();
+        if !reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+            *reader = Some(cx.waker().clone());
+        }
+    }
+}
+
+/// A client's connection.
+pub(crate) struct Connection {
+    socket: TcpStream,
+    state: Rc<State>,
+    limits: Rc<Limits>,
+    /// Fires at the end of the phase, or sooner where it was armed for another one.
+    timer: Pin<Box<Sleep>>,
+    /// Since when an answer couldn't be written on.
+    stalled: Option<Instant>,
+    /// An answer of our own in place of the server's, and how much of it is written.
+    own: Option<(Vec<u8>, usize)>,
+    /// How long what comes after the last answer is still thrown away, and until when that is.
+    drain_for: Duration,
+    drain_until: Option<Instant>,
+    _place: Place,
+}
+
+impl Connection {
+    pub(crate) fn state(&self) -> &Rc<State> {
+        &self.state
+    }
+
+    /// Waits for the deadline, and tells when it's over.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        // Later ones are waited for when the timer fires: most of them never come.
+        if deadline < self.timer.deadline() || self.timer.is_elapsed() {
+            self.timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+
+    /// Answers in place of the server, and has the connection end.
+    fn refuse(&mut self, error: Option<Error>) {
+        self.state.enter(Phase::Refused);
+        if let Some(error) = error {
+            self.own = Some((alone(&error), 0));
+            self.drain_for = DRAIN;
+        }
+    }
+
+    /// Writes what is left of an answer of our own.
+    fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((answer, written)) = &mut self.own {
+            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, &answer[*written..]))?;
+            *written += count;
+            if *written >= answer.len() || count == 0 {
+                self.own = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says that no more comes, and reads on for a moment: a socket that is closed with bytes unread is reset, and the client
+    /// may lose the answer.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_own(cx))?;
+        let until = match self.drain_until {
+            Some(until) => until,
+            None => {
+                ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+                *self.drain_until.insert(Instant::now() + self.drain_for)
+            }
+        };
+        let mut room = [0; 4096];
+        for _ in 0..8 {
+            let mut room = ReadBuf::new(&mut room);
+            match Pin::new(&mut self.socket).poll_read(cx, &mut room) {
+                Poll::Ready(Ok(())) if !room.filled().is_empty() => {}
+                Poll::Ready(result) => return Poll::Ready(result),
+                Poll::Pending => return self.poll_deadline(cx, until).map(Ok),
+            }
+        }
+        // So much isn't read any further.
+        self.poll_deadline(cx, until).map(Ok)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            let phase = this.state.phase.get();
+            match phase {
+                Phase::Refused => return this.poll_drain(cx),
+                Phase::Answering | Phase::Answered if this.state.read.get() >= this.limits.head_bytes => {
+                    this.state.keep_reader(cx);
+                    this.state.is_held.set(true);
+                    return Poll::Pending;
+                }
+                Phase::Head if this.state.read.get() >= this.limits.head_bytes => {
+                    // It may be a head with the beginning of its body: the server reads on before it looks.
+                    if !this.state.is_looked_at.replace(true) {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    this.refuse(Some(Error::HeadTooLarge));
+                    continue;
+                }
+                _ => {}
+            }
+            let before = buf.filled().len();
+            match Pin::new(&mut this.socket).poll_read(cx, buf) {
+                Poll::Ready(Ok(())) => {
+                    let count = buf.filled().len() - before;
+                    if phase == Phase::Idle && count > 0 {
+                        this.state.phase.set(Phase::Head);
+                        this.state.since.set(Instant::now());
+                    }
+                    if phase != Phase::Receiving {
+                        this.state.read.set(this.state.read.get() + count);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+            let since = this.state.since.get();
+            let (deadline, late) = match phase {
+                Phase::Idle => (since + this.limits.idle, None),
+                Phase::Head => (since + this.limits.head, Some(Error::SlowHead)),
+                _ => return Poll::Pending,
+            };
+            // For whoever ends a connection that has been idle for long.
+            this.state.keep_reader(cx);
+            ready!(this.poll_deadline(cx, deadline));
+            this.refuse(late);
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        // Before a request is in hand, the server answers by itself what it can't read. What it says has no body.
+        if matches!(this.state.phase.get(), Phase::Idle | Phase::Head)
+            && this.own.is_none()
+            && buf.starts_with(b"HTTP/1.1 4")
+        {
+            this.refuse(Some(Error::MalformedRequest));
+        }
+        let progress = match this.state.phase.get() {
+            Phase::Refused => this.poll_own(cx).map_ok(|()| buf.len()),
+            _ => Pin::new(&mut this.socket).poll_write(cx, buf),
+        };
+        if progress.is_pending() {
+            let stalled = *this.stalled.get_or_insert_with(Instant::now);
+            ready!(this.poll_deadline(cx, stalled + this.limits.write));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        progress
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        this.stalled = None;
+        if this.state.phase.get() == Phase::Answered {
+            if this.state.is_last.get() {
+                this.drain_for = DRAIN;
+                this.state.evict();
+                return Poll::Ready(Ok(()));
+            }
+            // What was read ahead is the beginning of the next request.
+            let ahead = this.state.read.get();
+            this.state.since.set(Instant::now());
+            this.state.enter(if ahead > 0 { Phase::Head } else { Phase::Idle });
+            this.state.read.set(ahead);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_drain(cx)
+    }
+}
+
+/// An answer that needs no request, as bytes, after which the connection ends.
+fn alone(error: &Error) -> Vec<u8> {
+    let response: HttpResponse = error.error_response();
+    let mut head = format!("HTTP/1.1 {}\r\nconnection: close\r\n", response.status());
+    for (name, value) in response.headers() {
+        head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap_or_default()));
+    }
+    let body = response.into_body().try_into_bytes().unwrap_or_default();
+    head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+    [head.as_bytes(), &body].concat()
+}
+
+/// How many connections there are from each address, of all workers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Addresses {
+    fn update<T>(&self, address: IpAddr, change: impl FnOnce(&mut usize) -> T) -> T {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        let result = change(count);
+        if *count == 0 {
+            counts.remove(&address);
+        }
+        result
+    }
+}
+
+/// The connections of one worker.
+pub(crate) struct Connections {
+    limits: Rc<Limits>,
+    addresses: Addresses,
+    present: Rc<RefCell<Present>>,
+    turned_away: Rc<()>,
+}
+
+#[derive(Default)]
+struct Present {
+    states: BTreeMap<u64, Weak<State>>,
+    next: u64,
+}
+
+/// A connection's place among those that there may be.
+struct Place {
+    present: Rc<RefCell<Present>>,
+    number: u64,
+    counted: Option<(Addresses, IpAddr)>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.present.borrow_mut().states.remove(&self.number);
+        if let Some((addresses, address)) = &self.counted {
+            addresses.update(*address, |count| *count -= 1);
+        }
+    }
+}
+
+impl Connections {
+    pub(crate) fn new(limits: Limits, addresses: Addresses) -> Self {
+        Self { limits: Rc::new(limits), addresses, present: Rc::default(), turned_away: Rc::default() }
+    }
+
+    /// Takes a connection in, unless there are too many: then it's told so, and closed. `address` is whose it is, where that
+    /// counts.
+    pub(crate) fn admit(&self, socket: TcpStream, address: Option<IpAddr>) -> Option<Connection> {
+        let within = address.is_none_or(|address| {
+            self.addresses.update(address, |count| {
+                let within = *count < self.limits.per_address;
+                *count += usize::from(within);
+                within
+            })
+        });
+        let counted = address.filter(|_| within).map(|address| (self.addresses.clone(), address));
+        let mut present = self.present.borrow_mut();
+        let number = present.next;
+        present.next += 1;
+        let state = Rc::new(State::new());
+        let has_room = within && (present.states.len() < self.limits.connections || present.evict());
+        present.states.insert(number, Rc::downgrade(&state));
+        drop(present);
+        let place = Place { present: self.present.clone(), number, counted };
+        if !has_room {
+            self.turn_away(socket);
+            return None;
+        }
+        let deadline = state.since.get() + self.limits.idle.min(self.limits.head);
+        Some(Connection {
+            socket,
+            state,
+            limits: self.limits.clone(),
+            timer: Box::pin(sleep_until(deadline)),
+            stalled: None,
+            own: None,
+            drain_for: Duration::ZERO,
+            drain_until: None,
+            _place: place,
+        })
+    }
+}
+
+impl Connections {
+    /// Tells a client that there are too many, unless there are too many of those, too.
+    fn turn_away(&self, socket: TcpStream) {
+        const AT_ONCE: usize = 64;
+        let count = self.turned_away.clone();
+        if Rc::strong_count(&count) > AT_ONCE {
+            return;
+        }
+        spawn(async move {
+            let _count = count;
+            let _ = timeout(DRAIN, tell_and_drain(socket)).await;
+        });
+    }
+}
+
+async fn tell_and_drain(mut socket: TcpStream) -> io::Result<()> {
+    let mut room = [0; 4096];
+    socket.write_all(&alone(&Error::TooManyConnections)).await?;
+    socket.shutdown().await?;
+    while socket.read(&mut room).await? > 0 {}
+    Ok(())
+}
+
+impl Present {
+    /// Ends the connection that has been idle for the longest time; tells whether there's one.
+    fn evict(&mut self) -> bool {
+        let idle = self.states.values().filter_map(Weak::upgrade).filter(|state| state.is_idle());
+        match idle.min_by_key(|state| state.since.get()) {
+            Some(state) => {
+                state.evict();
+                true
+            }
+            None => false,
+        }
+    }
+}
