@@ -84,13 +84,13 @@ pub(crate) async fn observe(
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let start = Instant::now();
     let connection = req.conn_data::<Rc<State>>().cloned();
-    if let Some(connection) = &connection {
-        connection.begin(body::is_announced(req.headers()));
-    }
+    let is_last = req.head().connection_type() == ConnectionType::Close;
+    let is_served =
+        connection.as_ref().is_none_or(|connection| connection.begin(body::is_announced(req.headers()), is_last));
     let id = CorrelationId::of(&req);
     req.extensions_mut().insert(id.clone());
     let clients = req.app_data::<web::Data<Clients>>().cloned().expect("every app is built with its clients");
-    let admitted = admit(req.request(), &clients);
+    let admitted = if is_served { admit(req.request(), &clients) } else { Err(Error::MalformedRequest) };
     let mut res = match &admitted {
         Ok(_) => next.call(req).await?,
         Err(error) => req.into_response(error.error_response()),

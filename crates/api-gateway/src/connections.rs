@@ -91,7 +91,7 @@ pub(crate) struct State {
     is_held: Cell<bool>,
     /// Whether the server has been made to look at what it has read.
     is_looked_at: Cell<bool>,
-    /// Whether the connection ends with the answer under way.
+    /// Whether the connection ends with the request in hand.
     is_last: Cell<bool>,
 }
 
@@ -123,9 +123,11 @@ impl State {
         }
     }
 
-    /// The head of a request is there. Its body is still to come, if it has one.
-    pub(crate) fn begin(&self, has_body: bool) {
+    /// The head of a request is there. Its body is still to come, if it has one. Returns whether it's to be served: what comes after
+    /// a request that was to be the last isn't (RFC 9112, section 9.6).
+    pub(crate) fn begin(&self, has_body: bool, is_last: bool) -> bool {
         self.enter(if has_body { Phase::Receiving } else { Phase::Answering });
+        !self.is_last.replace(self.is_last.get() || is_last)
     }
 
     /// All of the body is there.
@@ -138,7 +140,7 @@ impl State {
     /// The answer goes out. Returns whether it's the last one: where the body has been left unread, the next request can't be
     /// found.
     pub(crate) fn answer(&self) -> bool {
-        self.is_last.set(self.phase.get() == Phase::Receiving);
+        self.is_last.set(self.is_last.get() || self.phase.get() == Phase::Receiving);
         self.enter(Phase::Answered);
         self.is_last.get()
     }
@@ -239,7 +241,8 @@ impl Connection {
                 Poll::Pending => return self.poll_deadline(cx, until).map(Ok),
             }
         }
-        // So much isn't read any further.
+        // Others have their turn first.
+        cx.waker().wake_by_ref();
         self.poll_deadline(cx, until).map(Ok)
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn start(listener: TcpListener, http: HttpSettings, shared: Shared) -
         let expected = move |req: Request| {
             let refused = body::expected(&req, &limits).err();
             if let (Some(_), Some(connection)) = (&refused, req.conn_data::<Rc<State>>()) {
-                connection.begin(true);
+                connection.begin(true, true);
                 connection.answer();
             }
             async move { refused.map_or(Ok(req), |error| Err(Response::<BoxBody>::from(Error::from(error)))) }

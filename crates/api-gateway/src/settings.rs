@@ -83,11 +83,7 @@ pub struct HttpSettings {
 impl HttpSettings {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         ensure!(self.workers > 0, "api_gateway.workers must be above 0");
-        ensure!(
-            self.blocking_threads >= 2 * self.workers,
-            "api_gateway.blocking_threads must be at least twice api_gateway.workers: of each worker's share, one may \
-             be hashing a password"
-        );
+        ensure!(self.blocking_threads > 0, "api_gateway.blocking_threads must be above 0");
         ensure!(self.import_step > 0, "api_gateway.import_step must be above 0");
         ensure!(
             self.request_timeout_ms > 0 && self.request_timeout_ms <= self.long_request_timeout_ms,

@@ -191,12 +191,17 @@ mod tests {
         let done = Arc::new(AtomicBool::new(false));
         System::new().block_on(async {
             let deadline = Instant::now() + LATER;
-            let first = threads.run(deadline, move || held.recv());
+            let (begin, begun) = oneshot::channel();
+            let first = threads.run(deadline, move || {
+                begin.send(()).unwrap();
+                held.recv()
+            });
             let others = (0..20).map(|_| {
                 let done = done.clone();
                 threads.run(deadline, move || done.store(true, Ordering::SeqCst))
             });
             let waiting = async {
+                begun.await.unwrap();
                 let refused = join_all(others).await;
                 assert!(refused.iter().all(|result| matches!(result, Err(Error::Overloaded))), "{refused:?}");
                 release.send(()).unwrap();

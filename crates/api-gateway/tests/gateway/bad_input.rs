@@ -292,7 +292,7 @@ fn stream_in_part(app: &App, path: &str, content_type: &str, sent: usize) -> Str
     let mut stream = TcpStream::connect(app.address()).unwrap();
     write!(
         stream,
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     .unwrap();
     let start = b"--XX\r\nContent-Disposition: form-data; name=\"image\"; filename=\"f\"\r\n\r\n";

@@ -534,7 +534,7 @@ fn a_header_that_comes_back_brings_nothing_with_it() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(
             stream,
-            "GET /health/live HTTP/1.1\r\nHost: x\r\nX-Correlation-Id: {value}\r\nConnection: close\r\n\r\n"
+            "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Correlation-Id: {value}\r\nConnection: close\r\n\r\n"
         )
         .unwrap();
         let mut answer = String::new();

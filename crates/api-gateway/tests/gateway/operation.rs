@@ -201,15 +201,23 @@ fn requests_give_up_on_a_slow_database_and_what_nobody_waits_for_any_more_isnt_b
     let start = Instant::now();
     let app = &app;
     thread::scope(|scope| {
-        for author in authors {
-            scope.spawn(move || {
+        let requests: Vec<_> = authors
+            .into_iter()
+            .map(|author| {
                 let tweet = json!({"userId": author, "text": "hello", "async": true});
-                assert_unavailable(&app.post("/api/v1/post-tweet", tweet), "timed-out");
-            });
-        }
+                scope.spawn(move || app.post("/api/v1/post-tweet", tweet))
+            })
+            .collect();
         let waiting = "SELECT count(*) AS n FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
         eventually("as many are under way as there are threads", || (app.db.count(waiting) == 2).then_some(()));
+        // Whoever has no thread is told sooner than those who have.
+        let answers: Vec<_> = requests.into_iter().map(|request| request.join().unwrap()).collect();
+        let is_overloaded = |answer: &&Answer| answer.json()["type"] == "urn:murmuration:problem:overloaded";
+        let (refused, late): (Vec<_>, Vec<_>) = answers.iter().partition(is_overloaded);
+        assert_eq!((refused.len(), late.len()), (4, 2));
+        refused.iter().for_each(|answer| assert_unavailable(answer, "overloaded"));
+        late.iter().for_each(|answer| assert_unavailable(answer, "timed-out"));
     });
     // Neither the statement's nor the call's limit.
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());

@@ -49,7 +49,12 @@ fn a_plain_user_comes_as_json_urlencoded_or_multipart_with_blanks_trimmed() {
             "/api/v1/user",
             &[Part::Text("login", " three "), Part::Text("email", "three@example.com"), Part::Text("phone", "")],
         ),
-        app.send(Method::POST, "/api/v1/user", &[], Some(br#"{"login": "four", "phone": "+999123456"}"#)),
+        app.send(
+            Method::POST,
+            "/api/v1/user",
+            &[("content-type", "application/vnd.api+json")],
+            Some(br#"{"login": "four", "phone": "+999123456"}"#),
+        ),
         app.send(
             Method::POST,
             "/api/v1/user",
