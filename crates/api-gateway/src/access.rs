@@ -13,7 +13,7 @@ use actix_web::{
     body::BoxBody,
     dev::{Payload, ServiceRequest, ServiceResponse},
     http::{
-        ConnectionType,
+        ConnectionType, Method,
         header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::Next,
@@ -79,18 +79,24 @@ fn admit<'a>(req: &HttpRequest, clients: &'a Clients) -> Result<Option<Allowance
 }
 
 pub(crate) async fn observe(
-    req: ServiceRequest,
+    mut req: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let start = Instant::now();
     let connection = req.conn_data::<Rc<State>>().cloned();
     let is_last = req.head().connection_type() == ConnectionType::Close;
-    let is_served =
-        connection.as_ref().is_none_or(|connection| connection.begin(body::is_announced(req.headers()), is_last));
+    let has_body = body::is_announced(req.headers());
+    let is_served = connection.as_ref().is_none_or(|connection| connection.begin(has_body, is_last));
     let id = CorrelationId::of(&req);
     req.extensions_mut().insert(id.clone());
     let clients = req.app_data::<web::Data<Clients>>().cloned().expect("every app is built with its clients");
     let admitted = if is_served { admit(req.request(), &clients) } else { Err(Error::MalformedRequest) };
+    let is_unwanted = admitted.is_err() || matches!(*req.method(), Method::GET | Method::HEAD);
+    if let Some(connection) = connection.as_ref().filter(|_| has_body && is_unwanted)
+        && body::skip(req.take_payload()).await
+    {
+        connection.received();
+    }
     let mut res = match &admitted {
         Ok(_) => next.call(req).await?,
         Err(error) => req.into_response(error.error_response()),

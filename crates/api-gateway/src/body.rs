@@ -28,6 +28,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 use tokio::runtime::Handle;
 
@@ -148,6 +149,23 @@ async fn receive(req: &HttpRequest, payload: Payload, limit: usize) -> Result<By
     let body = timeout(time, room.bytes(payload)).await.unwrap_or(Err(Error::SlowBody))?;
     room.leave_to(req);
     Ok(body)
+}
+
+/// Reads a body that nobody wants, if it's short and there soon: then the connection needn't end for it.
+pub(crate) async fn skip(mut payload: Payload) -> bool {
+    const LENGTH_MAX: usize = 64 << 10;
+    const PATIENCE: Duration = Duration::from_millis(100);
+    let read = async {
+        let mut length = 0;
+        while let Ok(Some(chunk)) = payload.try_next().await {
+            length += chunk.len();
+            if length > LENGTH_MAX {
+                return false;
+            }
+        }
+        true
+    };
+    timeout(PATIENCE, read).await.unwrap_or(false)
 }
 
 /// Whether a request says that it has a body.
