@@ -74,7 +74,7 @@ impl Buckets {
     fn take(&self, address: IpAddr) -> Result<Allowance<'_>, Error> {
         const FORGET_EVERY: u32 = 4096;
         // Full buckets are as good as none.
-        if self.asked.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == 0 {
+        if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(FORGET_EVERY) {
             self.limiter.retain_recent();
         }
         match self.limiter.check_key(&address) {

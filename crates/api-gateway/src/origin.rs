@@ -24,7 +24,7 @@ pub(crate) fn check(req: &HttpRequest, http: &HttpSettings) -> Result<(), Error>
         None => Ok(None),
     };
     // An absolute URI counts before the header (RFC 9112, section 3.2.2).
-    let absolute = req.uri().authority().map(|authority| authority.as_str());
+    let absolute = req.uri().authority().map(actix_web::http::uri::Authority::as_str);
     let host = match absolute {
         Some(authority) => authority,
         None => text(HOST).map_err(|()| Error::WrongHost)?.unwrap_or_default(),
@@ -55,7 +55,7 @@ fn is_ours(host: &str, names: &[String]) -> bool {
     };
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
-    let is_known = name == "localhost" || name.ends_with(".localhost") || names.iter().any(|known| *known == name);
+    let is_known = name == "localhost" || name.ends_with(".localhost") || names.contains(&name);
     port.bytes().all(|byte| byte.is_ascii_digit()) && (is_known || address.parse::<IpAddr>().is_ok())
 }
 

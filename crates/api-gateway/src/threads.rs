@@ -58,6 +58,20 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn add(&self, job: Job) {
+        let mut queue = self.lock();
+        queue.forget();
+        queue.jobs.push_back(job);
+        if queue.jobs.len() > self.length_max {
+            queue.jobs.pop_front();
+        }
+        let is_anybody_idle = queue.idle > 0;
+        drop(queue);
+        if is_anybody_idle {
+            self.added.notify_one();
+        }
+    }
+
     fn run(&self) {
         let mut queue = self.lock();
         loop {
@@ -142,17 +156,7 @@ impl Threads {
             // Its panic's message is in the log already.
             work: Box::new(move || drop(sender.send(catch_unwind(AssertUnwindSafe(work))))),
         };
-        let mut queue = shared.lock();
-        queue.forget();
-        queue.jobs.push_back(job);
-        if queue.jobs.len() > shared.length_max {
-            queue.jobs.pop_front();
-        }
-        let is_anybody_idle = queue.idle > 0;
-        drop(queue);
-        if is_anybody_idle {
-            shared.added.notify_one();
-        }
+        shared.add(job);
         let limit = deadline.saturating_duration_since(now);
         let result = match timeout(shared.patience.min(limit), &mut receiver).await {
             Ok(result) => result,
