@@ -259,12 +259,19 @@ fn parse(text: &str, path: &Path) -> Result<Table, Problem> {
     })
 }
 
-/// Parses a variable's value to the type of the setting: text as it is, anything else as in TOML.
+/// Parses a variable's value to the type of the setting: text as it is, also between the commas of a list of texts (as lists
+/// that are empty by default are), anything else as in TOML.
 fn parse_variable(text: &str, known: &Value) -> Option<Value> {
     let text = text.trim();
     match known {
         Value::String(_) => Some(Value::String(text.to_owned())),
-        Value::Array(_) if !text.starts_with('[') => format!("[{text}]").parse().ok(),
+        Value::Array(known) if !text.starts_with('[') => match known.first() {
+            Some(Value::String(_)) | None => {
+                let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+                Some(Value::Array(texts.map(|text| Value::String(text.to_owned())).collect()))
+            }
+            Some(_) => format!("[{text}]").parse().ok(),
+        },
         _ => text.parse().ok(),
     }
 }

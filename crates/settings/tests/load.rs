@@ -261,6 +261,33 @@ fn a_variable_holds_a_list_with_or_without_brackets() {
 }
 
 #[test]
+fn a_variable_holds_texts_between_commas() {
+    #[derive(Debug, Deserialize)]
+    struct Gateway {
+        api_gateway: Lists,
+    }
+    #[derive(Debug, Deserialize)]
+    struct Lists {
+        hosts: Vec<String>,
+        unlimited_addresses: Vec<String>,
+    }
+    for (text, expected) in [
+        ("gateway", &["gateway"][..]),
+        (" a.example , 10.0.0.0/8 ", &["a.example", "10.0.0.0/8"]),
+        (r#"["a", "b"]"#, &["a", "b"]),
+        ("", &[]),
+        ("[]", &[]),
+    ] {
+        let fixture = Fixture::new()
+            .variable("MURMURATION__API_GATEWAY__HOSTS", text)
+            .variable("MURMURATION__API_GATEWAY__UNLIMITED_ADDRESSES", text);
+        let lists = fixture.load::<Gateway>().unwrap().api_gateway;
+        assert_eq!(lists.hosts, expected, "{text:?}");
+        assert_eq!(lists.unlimited_addresses, expected, "{text:?}");
+    }
+}
+
+#[test]
 fn a_list_of_a_file_replaces_the_default_one_whole() {
     let fixture = Fixture::new().file("local.toml", "worker.retry_delays_ms = [3]");
     assert_eq!(fixture.service().worker.retry_delays_ms, [3]);
