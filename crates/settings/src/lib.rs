@@ -266,11 +266,11 @@ fn parse_variable(text: &str, known: &Value) -> Option<Value> {
     match known {
         Value::String(_) => Some(Value::String(text.to_owned())),
         Value::Array(known) if !text.starts_with('[') => match known.first() {
-            Some(Value::String(_)) | None => {
+            Some(Value::String(_)) | None if !text.starts_with('"') => {
                 let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
                 Some(Value::Array(texts.map(|text| Value::String(text.to_owned())).collect()))
             }
-            Some(_) => format!("[{text}]").parse().ok(),
+            _ => format!("[{text}]").parse().ok(),
         },
         _ => text.parse().ok(),
     }

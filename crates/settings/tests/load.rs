@@ -275,6 +275,7 @@ fn a_variable_holds_texts_between_commas() {
         ("gateway", &["gateway"][..]),
         (" a.example , 10.0.0.0/8 ", &["a.example", "10.0.0.0/8"]),
         (r#"["a", "b"]"#, &["a", "b"]),
+        (r#""a", "b""#, &["a", "b"]),
         ("", &[]),
         ("[]", &[]),
     ] {
