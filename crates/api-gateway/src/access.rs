@@ -1,7 +1,7 @@
 //! What every request gets: a correlation id, a line in the log, and the headers that every answer has.
 
 use crate::{
-    body,
+    body::{self, Taken},
     clients::{Allowance, Clients},
     connections::State,
     error::{Error, chain},
@@ -10,7 +10,7 @@ use crate::{
 };
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest, ResponseError as _,
-    body::BoxBody,
+    body::{BodySize, BoxBody, MessageBody as _},
     dev::{Payload, ServiceRequest, ServiceResponse},
     http::{
         ConnectionType, Method,
@@ -78,6 +78,18 @@ fn admit<'a>(req: &HttpRequest, clients: &'a Clients) -> Result<Option<Allowance
     }
 }
 
+/// Counts an answer, unless it's short.
+fn take(res: &ServiceResponse<BoxBody>) -> Result<Option<Taken>, Error> {
+    const COUNTED_FROM: u64 = 8 << 10;
+    match res.response().body().size() {
+        BodySize::Sized(bytes @ COUNTED_FROM..) => {
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            Gateway::of(res.request()).answers().take_answer(bytes).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 pub(crate) async fn observe(
     mut req: ServiceRequest,
     next: Next<BoxBody>,
@@ -101,7 +113,14 @@ pub(crate) async fn observe(
         Ok(_) => next.call(req).await?,
         Err(error) => req.into_response(error.error_response()),
     };
-    if connection.is_some_and(|connection| connection.answer()) {
+    let taken = match take(&res) {
+        Ok(taken) => taken,
+        Err(error) => {
+            res = ServiceResponse::new(res.request().clone(), error.error_response());
+            None
+        }
+    };
+    if connection.is_some_and(|connection| connection.answer(taken)) {
         res.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
 

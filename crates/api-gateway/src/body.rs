@@ -198,7 +198,8 @@ pub(crate) fn expected(req: &Request, http: &HttpSettings) -> Result<(), Error> 
     }
 }
 
-/// How many bytes of request bodies there may be, all together: what many send slowly takes memory for long.
+/// How many bytes of request bodies, or of answers, there may be, all together: what many send or read slowly takes memory for
+/// long.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     left: Arc<AtomicUsize>,
@@ -212,12 +213,42 @@ impl Budget {
     }
 }
 
+/// Bytes that are taken, until they're given back.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    budget: Budget,
+    bytes: usize,
+}
+
+impl Budget {
+    /// Takes so many bytes, if that leaves the reserve.
+    fn take(&self, bytes: usize, reserve: usize) -> Result<(), Error> {
+        let rest = |left: usize| left.checked_sub(bytes).filter(|rest| *rest >= reserve);
+        let taken = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, rest);
+        taken.map(|_| ()).map_err(|_| Error::Overloaded)
+    }
+
+    /// Takes what an answer has, until it has been written.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`].
+    pub(crate) fn take_answer(&self, bytes: usize) -> Result<Taken, Error> {
+        self.take(bytes, 0)?;
+        Ok(Taken { budget: self.clone(), bytes })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.budget.left.fetch_add(self.bytes, Ordering::AcqRel);
+    }
+}
+
 /// What a request's body may take and has taken, until it's answered.
 struct Room {
     limit: usize,
-    used: usize,
-    budget: Budget,
     usual: usize,
+    taken: Taken,
     connection: Option<Rc<State>>,
 }
 
@@ -225,19 +256,18 @@ impl Room {
     fn new(req: &HttpRequest, limit: usize) -> Self {
         let gateway = Gateway::of(req);
         let connection = req.conn_data::<Rc<State>>().cloned();
-        Self { limit, used: 0, budget: gateway.budget().clone(), usual: gateway.http.body_limit_bytes, connection }
+        let taken = Taken { budget: gateway.bodies().clone(), bytes: 0 };
+        Self { limit, usual: gateway.http.body_limit_bytes, taken, connection }
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), Error> {
-        let used = self.used + bytes;
+        let used = self.taken.bytes + bytes;
         if used > self.limit {
             return Err(too_large(self.limit));
         }
-        let reserve = if used > self.usual { self.budget.reserve } else { 0 };
-        let rest = |left: usize| left.checked_sub(bytes).filter(|rest| *rest >= reserve);
-        let taken = self.budget.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, rest);
-        taken.map_err(|_| Error::Overloaded)?;
-        self.used = used;
+        let budget = &self.taken.budget;
+        budget.take(bytes, if used > self.usual { budget.reserve } else { 0 })?;
+        self.taken.bytes = used;
         Ok(())
     }
 
@@ -259,12 +289,6 @@ impl Room {
             connection.received();
         }
         req.extensions_mut().insert(self);
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.budget.left.fetch_add(self.used, Ordering::AcqRel);
     }
 }
 

@@ -4,7 +4,7 @@
 //! goes through [`Connection`], which holds every request to the limits: its head to a size and a time, an answer to the time
 //! that its client takes to read it, a connection without a request to the time that it may wait for one.
 
-use crate::{error::Error, settings::HttpSettings};
+use crate::{body::Taken, error::Error, settings::HttpSettings};
 use actix_web::{
     HttpResponse, ResponseError as _,
     body::MessageBody as _,
@@ -78,13 +78,14 @@ enum Phase {
 }
 
 /// What is known of a connection, for itself and for those who handle its requests.
-#[derive(Debug)]
 pub(crate) struct State {
     phase: Cell<Phase>,
     /// When the phase began.
     since: Cell<Instant>,
     /// Bytes that were read since then, other than of a body.
     read: Cell<usize>,
+    /// What the answer takes of all that answers may.
+    taken: Cell<Option<Taken>>,
     /// Whoever waits for more to read.
     reader: RefCell<Option<Waker>>,
     /// Whether they wait for another phase, too.
@@ -101,6 +102,7 @@ impl State {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
             read: Cell::new(0),
+            taken: Cell::default(),
             reader: RefCell::default(),
             is_held: Cell::default(),
             is_looked_at: Cell::default(),
@@ -139,7 +141,8 @@ impl State {
 
     /// The answer goes out. Returns whether it's the last one: where the body has been left unread, the next request can't be
     /// found.
-    pub(crate) fn answer(&self) -> bool {
+    pub(crate) fn answer(&self, taken: Option<Taken>) -> bool {
+        self.taken.set(taken);
         self.is_last.set(self.is_last.get() || self.phase.get() == Phase::Receiving);
         self.enter(Phase::Answered);
         self.is_last.get()
@@ -326,6 +329,7 @@ impl AsyncWrite for Connection {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
         this.stalled = None;
+        this.state.taken.take();
         if this.state.phase.get() == Phase::Answered {
             if this.state.is_last.get() {
                 this.drain_for = DRAIN;

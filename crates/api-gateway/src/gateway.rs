@@ -34,8 +34,9 @@ pub(crate) struct Shared {
     /// As many as workers: what they do takes a core.
     computing_threads: Threads,
     shares: Arc<Shares>,
-    /// Bytes of request bodies.
-    pub(crate) budget: Budget,
+    /// Bytes of request bodies, and of answers.
+    bodies: Budget,
+    answers: Budget,
     /// Since when the database is away, as far as requests tell.
     away_since: Arc<Mutex<Option<Instant>>>,
     /// Whether the schema was found to be complete; it won't lose anything later.
@@ -52,7 +53,8 @@ impl Shared {
             database_threads: Threads::start("database", http.blocking_threads, patience),
             computing_threads: Threads::start("computing", http.workers, COMPUTING_PATIENCE),
             shares: Arc::new(Shares::of(http.blocking_threads)),
-            budget: Budget::of(http.body_budget_bytes),
+            bodies: Budget::of(http.body_budget_bytes),
+            answers: Budget::of(http.answer_budget_bytes),
             away_since: Arc::default(),
             migrated: Arc::default(),
         }
@@ -109,8 +111,13 @@ impl Gateway {
     }
 
     /// Where bodies that are read are counted.
-    pub(crate) fn budget(&self) -> &Budget {
-        &self.shared.budget
+    pub(crate) fn bodies(&self) -> &Budget {
+        &self.shared.bodies
+    }
+
+    /// Where answers that are on their way are counted.
+    pub(crate) fn answers(&self) -> &Budget {
+        &self.shared.answers
     }
 
     /// Runs queries outside of a transaction, so that a single one is a single round trip.

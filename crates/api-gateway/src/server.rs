@@ -38,7 +38,7 @@ pub(crate) fn start(listener: TcpListener, http: HttpSettings, shared: Shared) -
             let refused = body::expected(&req, &limits).err();
             if let (Some(_), Some(connection)) = (&refused, req.conn_data::<Rc<State>>()) {
                 connection.begin(true, true);
-                connection.answer();
+                connection.answer(None);
             }
             async move { refused.map_or(Ok(req), |error| Err(Response::<BoxBody>::from(Error::from(error)))) }
         };

@@ -60,6 +60,8 @@ pub struct HttpSettings {
     pub connections_per_address: usize,
     /// Bytes of request bodies in hand at most, all together.
     pub body_budget_bytes: usize,
+    /// Bytes of answers on their way at most, all together, those below 8 KiB apart.
+    pub answer_budget_bytes: usize,
     /// Names by which the gateway is called, besides addresses and `localhost`; `*` for any.
     pub hosts: Vec<String>,
     /// Origins whose pages may have a browser change something, besides the gateway's own.
