@@ -103,6 +103,9 @@ pub(crate) async fn observe(
     req.extensions_mut().insert(id.clone());
     let clients = req.app_data::<web::Data<Clients>>().cloned().expect("every app is built with its clients");
     let admitted = if is_served { admit(req.request(), &clients) } else { Err(Error::MalformedRequest) };
+    if let Some(connection) = &connection {
+        connection.written().await;
+    }
     let is_unwanted = admitted.is_err() || matches!(*req.method(), Method::GET | Method::HEAD);
     if let Some(connection) = connection.as_ref().filter(|_| has_body && is_unwanted)
         && body::skip(req.take_payload()).await

@@ -17,6 +17,7 @@ use actix_web::{
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
+    future::poll_fn,
     io,
     net::IpAddr,
     pin::Pin,
@@ -88,6 +89,10 @@ pub(crate) struct State {
     taken: Cell<Option<Taken>>,
     /// Whoever waits for more to read.
     reader: RefCell<Option<Waker>>,
+    /// Since when an answer couldn't be written on.
+    stalled: Cell<Option<Instant>>,
+    /// The request that waits until it can.
+    writer: RefCell<Option<Waker>>,
     /// Whether they wait for another phase, too.
     is_held: Cell<bool>,
     /// Whether the server has been made to look at what it has read.
@@ -104,6 +109,8 @@ impl State {
             read: Cell::new(0),
             taken: Cell::default(),
             reader: RefCell::default(),
+            stalled: Cell::default(),
+            writer: RefCell::default(),
             is_held: Cell::default(),
             is_looked_at: Cell::default(),
             is_last: Cell::default(),
@@ -130,6 +137,18 @@ impl State {
     pub(crate) fn begin(&self, has_body: bool, is_last: bool) -> bool {
         self.enter(if has_body { Phase::Receiving } else { Phase::Answering });
         !self.is_last.replace(self.is_last.get() || is_last)
+    }
+
+    /// Waits until earlier answers have been written: the server would collect those that aren't read.
+    pub(crate) async fn written(&self) {
+        poll_fn(|cx| match self.stalled.get() {
+            Some(_) => {
+                *self.writer.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        })
+        .await;
     }
 
     /// All of the body is there.
@@ -173,8 +192,6 @@ pub(crate) struct Connection {
     limits: Rc<Limits>,
     /// Fires at the end of the phase, or sooner where it was armed for another one.
     timer: Pin<Box<Sleep>>,
-    /// Since when an answer couldn't be written on.
-    stalled: Option<Instant>,
     /// An answer of our own in place of the server's, and how much of it is written.
     own: Option<(Vec<u8>, usize)>,
     /// How long what comes after the last answer is still thrown away, and until when that is.
@@ -318,7 +335,8 @@ impl AsyncWrite for Connection {
             _ => Pin::new(&mut this.socket).poll_write(cx, buf),
         };
         if progress.is_pending() {
-            let stalled = *this.stalled.get_or_insert_with(Instant::now);
+            let stalled = this.state.stalled.get().unwrap_or_else(Instant::now);
+            this.state.stalled.set(Some(stalled));
             ready!(this.poll_deadline(cx, stalled + this.limits.write));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -328,8 +346,11 @@ impl AsyncWrite for Connection {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
-        this.stalled = None;
+        this.state.stalled.set(None);
         this.state.taken.take();
+        if let Some(writer) = this.state.writer.take() {
+            writer.wake();
+        }
         if this.state.phase.get() == Phase::Answered {
             if this.state.is_last.get() {
                 this.drain_for = DRAIN;
@@ -442,7 +463,6 @@ impl Connections {
             state,
             limits: self.limits.clone(),
             timer: Box::pin(sleep_until(deadline)),
-            stalled: None,
             own: None,
             drain_for: Duration::ZERO,
             drain_until: None,
