@@ -1,7 +1,7 @@
 //! What every request gets: a correlation id, a line in the log, and the headers that every answer has.
 
 use crate::{
-    body::{self, Taken},
+    body::{self, Announced, Taken},
     clients::{Allowance, Clients},
     connections::State,
     error::{Error, chain},
@@ -97,8 +97,8 @@ pub(crate) async fn observe(
     let start = Instant::now();
     let connection = req.conn_data::<Rc<State>>().cloned();
     let is_last = req.head().connection_type() == ConnectionType::Close;
-    let has_body = body::is_announced(req.headers());
-    let is_served = connection.as_ref().is_none_or(|connection| connection.begin(has_body, is_last));
+    let announced = Announced::by(req.headers());
+    let is_served = connection.as_ref().is_none_or(|connection| connection.begin(announced, is_last));
     let id = CorrelationId::of(&req);
     req.extensions_mut().insert(id.clone());
     let clients = req.app_data::<web::Data<Clients>>().cloned().expect("every app is built with its clients");
@@ -107,7 +107,7 @@ pub(crate) async fn observe(
         connection.written().await;
     }
     let is_unwanted = admitted.is_err() || matches!(*req.method(), Method::GET | Method::HEAD);
-    if let Some(connection) = connection.as_ref().filter(|_| has_body && is_unwanted)
+    if let Some(connection) = connection.as_ref().filter(|_| announced != Announced::Nothing && is_unwanted)
         && body::skip(req.take_payload()).await
     {
         connection.received();

@@ -168,9 +168,22 @@ pub(crate) async fn skip(mut payload: Payload) -> bool {
     timeout(PATIENCE, read).await.unwrap_or(false)
 }
 
-/// Whether a request says that it has a body.
-pub(crate) fn is_announced(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING) || declared(headers).is_some_and(|length| length > 0)
+/// What a request's head says of its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Announced {
+    Nothing,
+    Bytes(u64),
+    Chunks,
+}
+
+impl Announced {
+    pub(crate) fn by(headers: &HeaderMap) -> Self {
+        match declared(headers) {
+            _ if headers.contains_key(TRANSFER_ENCODING) => Self::Chunks,
+            None | Some(0) => Self::Nothing,
+            Some(length) => Self::Bytes(length),
+        }
+    }
 }
 
 fn declared(headers: &HeaderMap) -> Option<u64> {
@@ -302,7 +315,7 @@ fn essence(req: &HttpRequest) -> String {
 /// nothing comes, that's what is wrong.
 fn is_json(essence: &str, req: &HttpRequest) -> bool {
     match essence {
-        "" => !is_announced(req.headers()),
+        "" => Announced::by(req.headers()) == Announced::Nothing,
         "application/json" => true,
         _ => essence.starts_with("application/") && essence.ends_with("+json"),
     }

@@ -4,7 +4,11 @@
 //! goes through [`Connection`], which holds every request to the limits: its head to a size and a time, an answer to the time
 //! that its client takes to read it, a connection without a request to the time that it may wait for one.
 
-use crate::{body::Taken, error::Error, settings::HttpSettings};
+use crate::{
+    body::{Announced, Taken},
+    error::Error,
+    settings::HttpSettings,
+};
 use actix_web::{
     HttpResponse, ResponseError as _,
     body::MessageBody as _,
@@ -13,6 +17,7 @@ use actix_web::{
         spawn,
         time::{Instant, Sleep, sleep_until, timeout},
     },
+    web::{Buf as _, BytesMut},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -34,7 +39,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// What connections are held to.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// Bytes of a request's head, and of what is read ahead of the request in hand.
+    /// Bytes of a request's head.
     head_bytes: usize,
     /// From the first byte of a head to its end.
     head: Duration,
@@ -83,8 +88,10 @@ pub(crate) struct State {
     phase: Cell<Phase>,
     /// When the phase began.
     since: Cell<Instant>,
-    /// Bytes that were read since then, other than of a body.
+    /// Bytes that were read since then.
     read: Cell<usize>,
+    /// Bytes of the body that are still to come, where they are known.
+    body_left: Cell<Option<u64>>,
     /// What the answer takes of all that answers may.
     taken: Cell<Option<Taken>>,
     /// Whoever waits for more to read.
@@ -95,8 +102,8 @@ pub(crate) struct State {
     writer: RefCell<Option<Waker>>,
     /// Whether they wait for another phase, too.
     is_held: Cell<bool>,
-    /// Whether the server has been made to look at what it has read.
-    is_looked_at: Cell<bool>,
+    /// Whether the server is to look at what it has before it gets more.
+    is_paused: Cell<bool>,
     /// Whether the connection ends with the request in hand.
     is_last: Cell<bool>,
 }
@@ -107,12 +114,13 @@ impl State {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
             read: Cell::new(0),
+            body_left: Cell::default(),
             taken: Cell::default(),
             reader: RefCell::default(),
             stalled: Cell::default(),
             writer: RefCell::default(),
             is_held: Cell::default(),
-            is_looked_at: Cell::default(),
+            is_paused: Cell::default(),
             is_last: Cell::default(),
         }
     }
@@ -120,7 +128,7 @@ impl State {
     fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.read.set(0);
-        self.is_looked_at.set(false);
+        self.is_paused.set(false);
         if self.is_held.take() {
             self.wake();
         }
@@ -134,8 +142,12 @@ impl State {
 
     /// The head of a request is there. Its body is still to come, if it has one. Returns whether it's to be served: what comes after
     /// a request that was to be the last isn't (RFC 9112, section 9.6).
-    pub(crate) fn begin(&self, has_body: bool, is_last: bool) -> bool {
-        self.enter(if has_body { Phase::Receiving } else { Phase::Answering });
+    pub(crate) fn begin(&self, body: Announced, is_last: bool) -> bool {
+        self.body_left.set(match body {
+            Announced::Bytes(count) => Some(count),
+            Announced::Nothing | Announced::Chunks => None,
+        });
+        self.enter(if body == Announced::Nothing { Phase::Answering } else { Phase::Receiving });
         !self.is_last.replace(self.is_last.get() || is_last)
     }
 
@@ -192,6 +204,9 @@ pub(crate) struct Connection {
     limits: Rc<Limits>,
     /// Fires at the end of the phase, or sooner where it was armed for another one.
     timer: Pin<Box<Sleep>>,
+    /// What has come after the request in hand.
+    ahead: BytesMut,
+    head_end: HeadEnd,
     /// An answer of our own in place of the server's, and how much of it is written.
     own: Option<(Vec<u8>, usize)>,
     /// How long what comes after the last answer is still thrown away, and until when that is.
@@ -268,43 +283,35 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
+    /// Hands on one request at a time: the server would take apart whatever it's given, and keep the requests until their turn.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
             let phase = this.state.phase.get();
             match phase {
                 Phase::Refused => return this.poll_drain(cx),
-                Phase::Answering | Phase::Answered if this.state.read.get() >= this.limits.head_bytes => {
+                Phase::Answering | Phase::Answered => {
                     this.state.keep_reader(cx);
                     this.state.is_held.set(true);
                     return Poll::Pending;
                 }
+                Phase::Receiving if this.state.body_left.get() == Some(0) => {
+                    this.state.received();
+                    continue;
+                }
+                // It reads on as long as there's something, before it looks at what it has.
+                _ if this.state.is_paused.take() => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Phase::Head if this.state.read.get() >= this.limits.head_bytes => {
-                    // It may be a head with the beginning of its body: the server reads on before it looks.
-                    if !this.state.is_looked_at.replace(true) {
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
                     this.refuse(Some(Error::HeadTooLarge));
                     continue;
                 }
                 _ => {}
             }
-            let before = buf.filled().len();
-            match Pin::new(&mut this.socket).poll_read(cx, buf) {
-                Poll::Ready(Ok(())) => {
-                    let count = buf.filled().len() - before;
-                    if phase == Phase::Idle && count > 0 {
-                        this.state.phase.set(Phase::Head);
-                        this.state.since.set(Instant::now());
-                    }
-                    if phase != Phase::Receiving {
-                        this.state.read.set(this.state.read.get() + count);
-                    }
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {}
+            if ready_and_done(this.poll_next(cx, buf))? {
+                return Poll::Ready(Ok(()));
             }
             let since = this.state.since.get();
             let (deadline, late) = match phase {
@@ -317,6 +324,88 @@ impl AsyncRead for Connection {
             ready!(this.poll_deadline(cx, deadline));
             this.refuse(late);
         }
+    }
+}
+
+/// Whether something came, even if it's the end.
+fn ready_and_done(poll: Poll<io::Result<()>>) -> io::Result<bool> {
+    match poll {
+        Poll::Ready(result) => result.map(|()| true),
+        Poll::Pending => Ok(false),
+    }
+}
+
+impl Connection {
+    /// Reads what belongs to the request that is read: up to the end of its head, or of its body. What came with it is kept.
+    fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        /// Where only the server knows the end of a body, it may find so much of the next requests before it.
+        const PIECE: usize = 1024;
+        let before = buf.filled().len();
+        let is_ahead = !self.ahead.is_empty();
+        if is_ahead {
+            buf.put_slice(&self.ahead[..self.ahead.len().min(buf.remaining())]);
+        } else {
+            ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        }
+        let new = &buf.filled()[before..];
+        let state = &self.state;
+        let wanted = match (state.phase.get(), state.body_left.get()) {
+            (Phase::Receiving, Some(left)) => {
+                let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(new.len());
+                state.body_left.set(Some(left - wanted as u64));
+                wanted
+            }
+            (Phase::Receiving, None) => {
+                state.is_paused.set(true);
+                new.len().min(PIECE)
+            }
+            _ => {
+                let end = self.head_end.find(new);
+                state.is_paused.set(end.is_some());
+                end.unwrap_or(new.len())
+            }
+        };
+        if is_ahead {
+            self.ahead.advance(wanted);
+        } else {
+            self.ahead.extend_from_slice(&new[wanted..]);
+        }
+        if self.ahead.is_empty() {
+            // Nothing is kept for those who send one request after another.
+            self.ahead = BytesMut::new();
+        }
+        buf.set_filled(before + wanted);
+        if state.is_idle() && wanted > 0 {
+            state.phase.set(Phase::Head);
+            state.since.set(Instant::now());
+        }
+        state.read.set(state.read.get() + wanted);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Finds the ends of heads: empty lines. A line may end without a carriage return (RFC 9112, section 2.2).
+#[derive(Default)]
+struct HeadEnd {
+    /// Whether the last byte but a carriage return ended a line.
+    is_at_start: bool,
+}
+
+impl HeadEnd {
+    /// Returns how many of the bytes that follow go up to the end of a head, if they have one.
+    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        for (index, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\n' if self.is_at_start => {
+                    self.is_at_start = false;
+                    return Some(index + 1);
+                }
+                b'\n' => self.is_at_start = true,
+                b'\r' => {}
+                _ => self.is_at_start = false,
+            }
+        }
+        None
     }
 }
 
@@ -357,11 +446,8 @@ impl AsyncWrite for Connection {
                 this.state.evict();
                 return Poll::Ready(Ok(()));
             }
-            // What was read ahead is the beginning of the next request.
-            let ahead = this.state.read.get();
             this.state.since.set(Instant::now());
-            this.state.enter(if ahead > 0 { Phase::Head } else { Phase::Idle });
-            this.state.read.set(ahead);
+            this.state.enter(if this.ahead.is_empty() { Phase::Idle } else { Phase::Head });
         }
         Poll::Ready(Ok(()))
     }
@@ -463,6 +549,8 @@ impl Connections {
             state,
             limits: self.limits.clone(),
             timer: Box::pin(sleep_until(deadline)),
+            ahead: BytesMut::new(),
+            head_end: HeadEnd::default(),
             own: None,
             drain_for: Duration::ZERO,
             drain_until: None,
@@ -504,6 +592,35 @@ impl Present {
                 true
             }
             None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HeadEnd;
+
+    #[test]
+    fn a_head_ends_with_an_empty_line_wherever_it_is_cut() {
+        for (text, ends) in [
+            ("GET / HTTP/1.1\r\nA: b\r\n\r\n", &[24][..]),
+            ("GET / HTTP/1.1\nA: b\n\nGET", &[21]),
+            ("\r\n\r\nGET / HTTP/1.1\r\n\r\nx", &[4, 22]),
+            ("GET / HTTP/1.1\r\n\rx\n", &[]),
+        ] {
+            for size in 1..=text.len() {
+                let (mut found, mut end, mut at) = (Vec::new(), HeadEnd::default(), 0);
+                for piece in text.as_bytes().chunks(size) {
+                    let mut rest = piece;
+                    while let Some(count) = end.find(rest) {
+                        at += count;
+                        found.push(at);
+                        rest = &rest[count..];
+                    }
+                    at += rest.len();
+                }
+                assert_eq!(found, ends, "{text:?} in pieces of {size}");
+            }
         }
     }
 }

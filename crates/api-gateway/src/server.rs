@@ -1,7 +1,8 @@
 //! The server: workers that answer HTTP on connections within their limits.
 
 use crate::{
-    access, body,
+    access,
+    body::{self, Announced},
     clients::Clients,
     connections::{Addresses, Connection, Connections, Limits, State},
     gateway::{Gateway, Shared},
@@ -37,7 +38,7 @@ pub(crate) fn start(listener: TcpListener, http: HttpSettings, shared: Shared) -
         let expected = move |req: Request| {
             let refused = body::expected(&req, &limits).err();
             if let (Some(_), Some(connection)) = (&refused, req.conn_data::<Rc<State>>()) {
-                connection.begin(true, true);
+                connection.begin(Announced::by(req.head().headers()), true);
                 connection.answer(None);
             }
             async move { refused.map_or(Ok(req), |error| Err(Response::<BoxBody>::from(Error::from(error)))) }
