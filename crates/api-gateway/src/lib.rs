@@ -30,6 +30,7 @@ use crate::gateway::Shared;
 use actix_web::{dev::Server, rt};
 use anyhow::Context as _;
 use process::Program;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Deserialize;
 use std::{
     net::{SocketAddr, TcpListener},
@@ -67,10 +68,27 @@ fn health(service: &str) -> anyhow::Result<SocketAddr> {
 pub fn run() -> anyhow::Result<()> {
     let (settings, _telemetry) = process::begin::<Settings>(SERVICE)?;
     let (address, port) = (settings.api_gateway.address, settings.api_gateway.port);
+    allow_open_files(settings.api_gateway.connections + settings.api_gateway.blocking_threads);
     let listener = TcpListener::bind((address, port)).with_context(|| format!("can't listen on {address}:{port}"))?;
     rt::System::new().block_on(async { serve(listener, settings)?.await.context("can't answer HTTP") })?;
     log::info!("stopped");
     Ok(())
+}
+
+/// Lets the process have so many connections, as far as the system does: usually 1,024 files are open at most until it asks for more.
+fn allow_open_files(connections: usize) {
+    /// What else is open.
+    const OTHERS: u64 = 64;
+    let wanted = connections as u64 + OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let allowed = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: limit.maximum });
+    if raised.is_err() || allowed < wanted {
+        log::warn!(wanted, allowed; "fewer files may be open than api_gateway.connections needs");
+    }
 }
 
 /// A server that answers on `listener`. To be called within an actix system.
