@@ -78,11 +78,11 @@ fn admit<'a>(req: &HttpRequest, clients: &'a Clients) -> Result<Option<Allowance
     }
 }
 
-/// Counts an answer, unless it's short.
+/// Counts an answer, unless it's short. One that tells of a change that was made isn't refused.
 fn take(res: &ServiceResponse<BoxBody>) -> Result<Option<Taken>, Error> {
     const COUNTED_FROM: u64 = 8 << 10;
     match res.response().body().size() {
-        BodySize::Sized(bytes @ COUNTED_FROM..) => {
+        BodySize::Sized(bytes @ COUNTED_FROM..) if matches!(*res.request().method(), Method::GET | Method::HEAD) => {
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             Gateway::of(res.request()).answers().take_answer(bytes).map(Some)
         }
