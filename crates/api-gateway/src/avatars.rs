@@ -85,7 +85,6 @@ pub(crate) async fn put(
     payload: web::Payload,
 ) -> Result<HttpResponse, Error> {
     let limit = gateway.http.avatar_limit_bytes;
-    let body_limit = gateway.http.avatar_body_limit_bytes();
     let path = Fields::path(&req);
     let parse = move |mut fields: Fields| {
         fields.add_all(path);
@@ -93,8 +92,7 @@ pub(crate) async fn put(
         let image = fields.required("image", image);
         fields.finish((id, image))
     };
-    let (id, (image, format)) =
-        body::read_as(&req, payload.into_inner(), Kinds::JsonAndForms, body_limit, parse).await?;
+    let (id, (image, format)) = body::read_as(&req, payload.into_inner(), Kinds::JsonAndForms, parse).await?;
     if image.len() > limit {
         return Err(Error::TooLarge { what: "image".into(), limit });
     }

@@ -7,7 +7,6 @@ use crate::{
     gateway::Gateway,
     settings::HttpSettings,
 };
-use actix_http::Request;
 use actix_multipart::Multipart;
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest,
@@ -44,10 +43,7 @@ impl FromRequest for Json {
 
     fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (req, payload) = (req.clone(), payload.take());
-        Box::pin(async move {
-            let limit = Gateway::of(&req).http.body_limit_bytes;
-            read(&req, payload, Kinds::Json, limit).await.map(Self)
-        })
+        Box::pin(async move { read(&req, payload, Kinds::Json).await.map(Self) })
     }
 }
 
@@ -57,10 +53,7 @@ impl FromRequest for Form {
 
     fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (req, payload) = (req.clone(), payload.take());
-        Box::pin(async move {
-            let limit = Gateway::of(&req).http.body_limit_bytes;
-            read(&req, payload, Kinds::JsonAndForms, limit).await.map(Self)
-        })
+        Box::pin(async move { read(&req, payload, Kinds::JsonAndForms).await.map(Self) })
     }
 }
 
@@ -76,18 +69,17 @@ pub(crate) enum Kinds {
 /// The longest body that is taken apart on a thread that reads and writes HTTP: that takes tenths of a millisecond.
 const INLINE_MAX: usize = 64 << 10;
 
-/// Reads a body of at most `limit` bytes.
-pub(crate) async fn read(req: &HttpRequest, payload: Payload, kinds: Kinds, limit: usize) -> Result<Fields, Error> {
-    read_as(req, payload, kinds, limit, Ok).await
+/// Reads a body.
+async fn read(req: &HttpRequest, payload: Payload, kinds: Kinds) -> Result<Fields, Error> {
+    read_as(req, payload, kinds, Ok).await
 }
 
-/// Reads a body of at most `limit` bytes, and what `parse` makes of its fields. A long one is taken apart and parsed off the
+/// Reads a body, and what `parse` makes of its fields. A long one is taken apart and parsed off the
 /// threads that read and write HTTP.
 pub(crate) async fn read_as<T: Send + 'static>(
     req: &HttpRequest,
     payload: Payload,
     kinds: Kinds,
-    limit: usize,
     parse: impl FnOnce(Fields) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let form = kinds == Kinds::JsonAndForms;
@@ -102,7 +94,7 @@ pub(crate) async fn read_as<T: Send + 'static>(
         }
         _ => return Err(Error::UnsupportedMediaType("application/json")),
     };
-    let body = receive(req, payload, limit).await?;
+    let body = receive(req, payload).await?;
     if body.len() <= INLINE_MAX {
         return parse(kind.fields(body).await?);
     }
@@ -131,22 +123,20 @@ impl Kind {
     }
 }
 
-/// Reads a JSON body of at most `limit` bytes, for its reader to take apart.
-pub(crate) async fn read_json(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Error> {
+/// Reads a JSON body, for its reader to take apart.
+pub(crate) async fn read_json(req: &HttpRequest, payload: Payload) -> Result<Bytes, Error> {
     match is_json(&essence(req), req) {
-        true => receive(req, payload, limit).await,
+        true => receive(req, payload).await,
         false => Err(Error::UnsupportedMediaType("application/json")),
     }
 }
 
-/// Reads a whole body of at most `limit` bytes, in the time that there is for it.
-async fn receive(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Error> {
-    if declared(req.headers()).is_some_and(|length| length > limit as u64) {
-        return Err(too_large(limit));
-    }
+/// Reads a whole body, in the time and of the size that there is for it.
+async fn receive(req: &HttpRequest, payload: Payload) -> Result<Bytes, Error> {
+    let http = &Gateway::of(req).http;
+    let limit = allowed(req.path(), req.headers(), http)?;
     let mut room = Room::new(req, limit);
-    let time = Gateway::of(req).http.request_timeout();
-    let body = timeout(time, room.bytes(payload)).await.unwrap_or(Err(Error::SlowBody))?;
+    let body = timeout(http.request_timeout(), room.bytes(payload)).await.unwrap_or(Err(Error::SlowBody))?;
     room.leave_to(req);
     Ok(body)
 }
@@ -190,12 +180,11 @@ fn declared(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Refuses a body that is too large before its client has begun with it, where it waits to be told (`Expect: 100-continue`).
+/// Returns how many bytes a body may have, unless it's said to have more.
 ///
 /// # Errors
 /// [`Error::TooLarge`].
-pub(crate) fn expected(req: &Request, http: &HttpSettings) -> Result<(), Error> {
-    let path = req.path();
+pub(crate) fn allowed(path: &str, headers: &HeaderMap, http: &HttpSettings) -> Result<usize, Error> {
     let limit = if path.starts_with("/api/v1/update-user-avatar-link/") {
         http.avatar_body_limit_bytes()
     } else if path.starts_with("/api/v1/event") {
@@ -205,9 +194,9 @@ pub(crate) fn expected(req: &Request, http: &HttpSettings) -> Result<(), Error> 
     } else {
         http.body_limit_bytes
     };
-    match declared(req.headers()) {
+    match declared(headers) {
         Some(length) if length > limit as u64 => Err(too_large(limit)),
-        _ => Ok(()),
+        _ => Ok(limit),
     }
 }
 
@@ -224,16 +213,7 @@ impl Budget {
     pub(crate) fn of(bytes: usize) -> Self {
         Self { left: Arc::new(AtomicUsize::new(bytes)), reserve: bytes / 4 }
     }
-}
 
-/// Bytes that are taken, until they're given back.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    budget: Budget,
-    bytes: usize,
-}
-
-impl Budget {
     /// Takes so many bytes, if that leaves the reserve.
     fn take(&self, bytes: usize, reserve: usize) -> Result<(), Error> {
         let rest = |left: usize| left.checked_sub(bytes).filter(|rest| *rest >= reserve);
@@ -249,6 +229,13 @@ impl Budget {
         self.take(bytes, 0)?;
         Ok(Taken { budget: self.clone(), bytes })
     }
+}
+
+/// Bytes that are taken, until they're given back.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    budget: Budget,
+    bytes: usize,
 }
 
 impl Drop for Taken {

@@ -151,7 +151,8 @@ impl State {
         !self.is_last.replace(self.is_last.get() || is_last)
     }
 
-    /// Waits until earlier answers have been written: the server would collect those that aren't read.
+    /// Waits until earlier answers have been written: the server would collect those that aren't read. Requests that come behind a
+    /// chunked body may be in its hands before that.
     pub(crate) async fn written(&self) {
         poll_fn(|cx| match self.stalled.get() {
             Some(_) => {
@@ -310,8 +311,8 @@ impl AsyncRead for Connection {
                 }
                 _ => {}
             }
-            if ready_and_done(this.poll_next(cx, buf))? {
-                return Poll::Ready(Ok(()));
+            if let Poll::Ready(result) = this.poll_next(cx, buf) {
+                return Poll::Ready(result);
             }
             let since = this.state.since.get();
             let (deadline, late) = match phase {
@@ -324,14 +325,6 @@ impl AsyncRead for Connection {
             ready!(this.poll_deadline(cx, deadline));
             this.refuse(late);
         }
-    }
-}
-
-/// Whether something came, even if it's the end.
-fn ready_and_done(poll: Poll<io::Result<()>>) -> io::Result<bool> {
-    match poll {
-        Poll::Ready(result) => result.map(|()| true),
-        Poll::Pending => Ok(false),
     }
 }
 
@@ -557,9 +550,7 @@ impl Connections {
             _place: place,
         })
     }
-}
 
-impl Connections {
     /// Tells a client that there are too many, unless there are too many of those, too.
     fn turn_away(&self, socket: TcpStream) {
         const AT_ONCE: usize = 64;

@@ -216,7 +216,7 @@ pub(crate) async fn post(
     req: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Error> {
-    let body = body::read_json(&req, payload.into_inner(), gateway.http.event_body_limit_bytes).await?;
+    let body = body::read_json(&req, payload.into_inner()).await?;
     let (events, strings) = gateway.compute(move || parse(&body)).await??;
     let accepted = events.len();
     let first = events.first().map(|(account, _)| account.clone());

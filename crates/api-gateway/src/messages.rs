@@ -77,7 +77,6 @@ pub(crate) async fn post(
 ) -> Result<HttpResponse, Error> {
     /// More rows than this may take longer than a usual request.
     const MANY: i64 = 1000;
-    let limit = gateway.http.message_body_limit_bytes;
     let parse = |mut fields: Fields| {
         let text = fields.required("text", trimmed(check_text));
         let count = fields.optional("count", fields::between(1..=COUNT_MAX));
@@ -89,8 +88,7 @@ pub(crate) async fn post(
         let (text,) = fields.finish((text,))?;
         Ok((text, count, key, partition))
     };
-    let (text, count, key, partition) =
-        body::read_as(&req, payload.into_inner(), Kinds::JsonAndForms, limit, parse).await?;
+    let (text, count, key, partition) = body::read_as(&req, payload.into_inner(), Kinds::JsonAndForms, parse).await?;
     let deadline = if count.is_some_and(|count| count > MANY) { gateway.later() } else { gateway.soon() };
     let append = move |conn: &mut _| {
         let new = message_outbox::New { text: &text, key: key.as_deref(), partition, count };

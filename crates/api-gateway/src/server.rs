@@ -36,7 +36,8 @@ pub(crate) fn start(listener: TcpListener, http: HttpSettings, shared: Shared) -
             .wrap(from_fn(access::observe))
             .configure(routes::configure);
         let expected = move |req: Request| {
-            let refused = body::expected(&req, &limits).err();
+            // Before its client has begun with it.
+            let refused = body::allowed(req.path(), req.head().headers(), &limits).err();
             if let (Some(_), Some(connection)) = (&refused, req.conn_data::<Rc<State>>()) {
                 connection.begin(Announced::by(req.head().headers()), true);
                 connection.answer(None);
